@@ -1,0 +1,51 @@
+"""Compiles the locks from the groups of pyproject.toml: ``python requirements/compile.py [options of uv]``.
+
+``all.txt`` is the one resolution. Every other lock is compiled with it as constraint, so a package has one version
+wherever it appears. uv keeps the versions that a lock already names; pass ``--upgrade`` to move to newer ones, or
+``--upgrade-package NAME`` for one of them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+EVERYWHERE = ("tasks", "project", "scoring", "local", "docker", "quality")
+"""What needs no account and installs on every Python that the project supports."""
+
+LOCKS: Mapping[str, Sequence[str]] = {
+    "all": (*EVERYWHERE, "azureml", "kubernetes", "azure", "supply-chain"),
+    "ci": EVERYWHERE,
+    "scoring": ("scoring",),
+    "front": ("front",),
+    "azureml": ("tasks", "project", "azureml"),
+    "bootstrap": ("bootstrap",),
+}
+"""The groups that each lock holds."""
+
+
+def compile_lock(name: str, groups: Sequence[str], options: Sequence[str]) -> None:
+    """Write ``requirements/NAME.txt``: hashes for every platform, no address of an index."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml"]
+    command += ["--universal", "--python-version", "3.11"]
+    command += ["--generate-hashes", "--no-header", "--no-emit-index-url", "--no-emit-find-links", "--quiet"]
+    command += [option for group in groups for option in ("--group", group)]
+    command += ["--output-file", f"requirements/{name}.txt"]
+    command += options if name == "all" else ["--constraint", "requirements/all.txt"]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def main(options: Sequence[str]) -> None:
+    """Compile all locks, the resolution first."""
+    for name, groups in LOCKS.items():
+        print(f"requirements/{name}.txt: {', '.join(groups)}", flush=True)
+        compile_lock(name, groups, options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
