@@ -1,0 +1,294 @@
+"""The two ports through which a workflow touches the world, and the values that cross them.
+
+A *platform* keeps pipelines, runs and model versions; a *target* keeps what serves. Nothing of an SDK appears here.
+Each docstring of a port is its contract, numbered; ``tests/contract`` holds every adapter and every fake to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+Progress = Callable[[str], None]
+"""Receives one line at a time: what is being done now, for a person who waits."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """The CI build (or the run by hand) that work is done for."""
+
+    id: str
+    uri: str = ""
+    git_commit: str = ""
+
+
+@dataclass(frozen=True)
+class PipelineDefinition:
+    """What ``publish`` freezes: a project's sources and the lock they run under.
+
+    ``files`` maps a path relative to the repository to its SHA-256 (hex); ``root`` is where they are read from.
+    ``parameters`` are fixed at publication: ``run_evaluation`` and ``allow_run_cancel``.
+    """
+
+    project: str
+    model_name: str
+    root: Path
+    files: Mapping[str, str]
+    parameters: Mapping[str, bool]
+    lock_sha256: str
+
+
+@dataclass(frozen=True)
+class PublishedPipeline:
+    """A frozen training pipeline. ``content_sha256`` covers every file, the lock and the parameters."""
+
+    id: str
+    project: str
+    model_name: str
+    build: Build
+    content_sha256: str
+
+
+class RunStatus(StrEnum):
+    """How a training run stands. CANCELED is what the gate makes of a run whose candidate is not better."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    CANCELED = "canceled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a published pipeline.
+
+    ``url`` is where a person looks at it. When it failed, ``error`` says why and ``exit_code`` is that of the error's
+    kind. ``registered`` is ``NAME:VERSION``, or empty. ``verdict`` is the gate's ``verdict.json``, empty before it.
+    """
+
+    id: str
+    pipeline_id: str
+    build: Build
+    status: RunStatus
+    url: str = ""
+    error: str = ""
+    exit_code: int = 0
+    registered: str = ""
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered, numbered model. ``files`` maps each file's path in the model directory to its SHA-256 (hex).
+
+    ``tags`` holds what the version carried from the call that created it: ``run_id``, ``build_id``, ``build_uri``,
+    ``git_commit``, ``pipeline_id``, ``data_sha256``, ``lock_sha256``, ``training_rows_sha256`` and the model's
+    ``runtime``. ``created`` is UTC, ISO 8601. ``withdrawn`` is the reason given, or empty.
+    """
+
+    id: str
+    name: str
+    version: str
+    created: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    files: Mapping[str, str]
+    withdrawn: str = ""
+
+    @property
+    def reference(self) -> str:
+        """``NAME:VERSION``, as the commands take it."""
+        return f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of ``inv doctor``: a thing looked at, whether it is fine, and what to do when it is not."""
+
+    subject: str
+    ok: bool
+    detail: str
+    next_step: str = ""
+
+
+class Platform(Protocol):
+    """Tracking, registry and compute.
+
+    1. ``publish`` is idempotent for a build: the same content gives the same id again; other content under the same
+       build id raises UsageError, and what was published stays.
+    2. ``pipelines`` lists what a build published, oldest first; an unknown build is an empty list. ``pipeline``
+       raises UsageError for an unknown id.
+    3. ``submit`` starts exactly what was published, whatever the working tree holds now, on a snapshot of ``data``,
+       and returns at once: the run goes on without its caller. ``wait`` returns a run that has ended; a run that
+       failed is returned with ``error``, not raised. ``cancel`` ends a run that has not ended; it registers nothing
+       from then on.
+    4. A run registers at most one version, and only as a whole: a reader sees the version with all its files, tags
+       and metrics, or no version. A crash at any moment leaves whole versions only.
+    5. ``runs`` lists a build's runs, oldest first. ``model_of_build`` is the newest version registered by a build
+       that is not withdrawn, or None.
+    6. The gate, the version and the champion's alias move under one lock a model, or a lost race is noticed: the run
+       fails with a message and nothing is half registered. Two runs at once both end.
+    7. ``champion`` is the registered version that the alias names, never a withdrawn one; None when there is none.
+    8. ``download`` fills an empty directory with the version's files and raises IntegrityError when one differs from
+       its hash.
+    9. ``withdraw`` is idempotent; a withdrawn version is never again champion, and the alias falls back to the newest
+       version that was champion before and is not withdrawn, else to none. It returns the champion afterwards. An
+       unknown version raises UsageError.
+    10. Whatever cannot be reached raises UnavailableError naming it; a missing SDK raises ConfigurationError with the
+        install line. No other exception leaves an adapter on purpose.
+    11. ``plots`` gives the plots that a run's steps drew, as SVG by file name, whether or not the run registered
+        anything; it is empty when there is none.
+    """
+
+    name: str
+
+    def publish(self, definition: PipelineDefinition, build: Build) -> PublishedPipeline: ...
+
+    def pipelines(self, project: str, build_id: str) -> Sequence[PublishedPipeline]: ...
+
+    def pipeline(self, pipeline_id: str) -> PublishedPipeline: ...
+
+    def submit(self, pipeline: PublishedPipeline, build: Build, data: Path) -> Run: ...
+
+    def wait(self, run: Run, progress: Progress) -> Run: ...
+
+    def cancel(self, run: Run) -> None: ...
+
+    def runs(self, project: str, build_id: str) -> Sequence[Run]: ...
+
+    def model_of_build(self, model_name: str, build_id: str) -> ModelVersion | None: ...
+
+    def version(self, model_name: str, version: str) -> ModelVersion: ...
+
+    def champion(self, model_name: str) -> ModelVersion | None: ...
+
+    def download(self, version: ModelVersion, directory: Path) -> None: ...
+
+    def withdraw(self, version: ModelVersion, reason: str) -> ModelVersion | None: ...
+
+    def plots(self, run: Run) -> Mapping[str, str]: ...
+
+    def diagnose(self) -> Sequence[Finding]: ...
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a deployment answers, and a key that opens it (never printed)."""
+
+    url: str
+    key: str = field(repr=False, default="")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The endpoint's two keys: either opens it, so that one can be changed while the other is in use."""
+
+    primary: str = field(repr=False)
+    secondary: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is to serve: a verified package directory with its identity, and for remote targets its image by digest."""
+
+    package: Path
+    package_sha256: str
+    model_name: str
+    model_version: str
+    build_id: str
+    image: str = ""
+    image_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change that ``apply`` will make, in words a person can check; ``diff`` may hold the detail."""
+
+    action: str
+    subject: str
+    diff: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``apply`` will do, in order. A dry run prints this very value."""
+
+    target: str
+    release: Release
+    steps: Sequence[Step]
+    canary_percent: int | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What serves on a target, as ``inv status --json`` prints it. ``previous`` is what a rollback would bring back.
+
+    ``model`` and ``previous`` are ``{"name", "version"}``; ``since`` is UTC, ISO 8601. ``state`` is ``serving`` or
+    says why not.
+    """
+
+    target: str
+    url: str
+    model: Mapping[str, str]
+    build_id: str
+    package: str
+    package_sha256: str
+    image_digest: str | None
+    since: str
+    previous: Mapping[str, str] | None
+    state: str = "serving"
+
+
+Verify = Callable[[Endpoint, Path | None], None]
+"""Questions a candidate by its package's examples; raises an MlopsError when it must not serve.
+
+The package is the target's own copy, or None where it keeps none.
+"""
+
+
+class Target(Protocol):
+    """Where a package is deployed.
+
+    1. ``plan`` looks and changes nothing; ``apply`` performs exactly the plan's steps. Deploying what already serves
+       is planned as no step.
+    2. ``apply`` brings the candidate up beside what serves, waits until it is healthy, calls ``verify`` on it, and
+       only then moves traffic. No request is lost: none fully sent stays without a complete answer, with keep-alive
+       or without.
+    3. When the candidate does not come up, or ``verify`` raises, it is removed, the version before still serves, and
+       UnhealthyError says why with the candidate's last log lines; an MlopsError of another kind that ``verify`` raises
+       is passed on as it is. The same holds for an interrupt.
+    4. Two deployments at once: one waits or is refused with UnavailableError; the result is always one of them,
+       whole. After ``kill -9`` at any moment the next ``apply`` works.
+    5. ``status`` is None when nothing is deployed. ``rollback`` moves back to ``previous`` with the guarantees of 2
+       and raises UsageError when there is none; the version left is not ``previous`` afterwards. ``promote`` ends a
+       canary in favour of the candidate and raises UsageError without one.
+    6. ``undeploy`` removes everything the target holds except its logs and is idempotent.
+    7. ``logs`` yields the last lines, oldest first; nothing in them is a key. ``keys`` and ``endpoint`` raise
+       UsageError when nothing is deployed.
+    8. Whatever cannot be reached raises UnavailableError naming it.
+    """
+
+    name: str
+
+    def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan: ...
+
+    def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status: ...
+
+    def endpoint(self) -> Endpoint: ...
+
+    def status(self) -> Status | None: ...
+
+    def rollback(self, verify: Verify, progress: Progress) -> Status: ...
+
+    def promote(self, progress: Progress) -> Status: ...
+
+    def undeploy(self, progress: Progress) -> None: ...
+
+    def logs(self, lines: int) -> Sequence[str]: ...
+
+    def keys(self) -> Keys: ...
+
+    def diagnose(self) -> Sequence[Finding]: ...
