@@ -1,0 +1,1 @@
+"""The ML project: predicts the progression of diabetes. It reads and writes files only; see docs/project.md."""
