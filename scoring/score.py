@@ -1,0 +1,38 @@
+"""Azure ML's contract: ``init()`` once, then ``run(raw)`` for each request. ``AZUREML_MODEL_DIR`` names the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Azure ML loads this file by its path, which does not make its siblings importable.
+if str(Path(__file__).resolve().parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from errors import RequestError, StartError  # noqa: E402
+from model import Scorer, load  # noqa: E402
+
+MAX_ROWS = 100_000
+
+_scorer: Scorer | None = None
+
+
+def init() -> None:
+    """Verify and load the package's model."""
+    global _scorer
+    directory = os.environ.get("AZUREML_MODEL_DIR")
+    if not directory:
+        raise StartError("is not set", where="AZUREML_MODEL_DIR", next_step="set it to the package directory")
+    _scorer = load(Path(directory), MAX_ROWS)
+
+
+def run(raw: str | bytes) -> dict[str, Any]:
+    """``{"data": [[…], …]}`` to ``{"result": […]}``; raises ValueError saying what is wrong with a request."""
+    if _scorer is None:
+        raise RuntimeError("init() has not been called")
+    try:
+        return _scorer.answer(raw.encode() if isinstance(raw, str) else raw)
+    except RequestError as error:
+        raise ValueError(f"{error.place}: {error.message}" if error.place else error.message) from error

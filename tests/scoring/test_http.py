@@ -1,0 +1,235 @@
+"""What the service answers, and to what: routes, keys, and requests that are wrong as HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+
+from tests.scoring.harness import KEY, OTHER_KEY, PATIENCE, Server, request
+
+GOOD = b'{"data": [[1, 2, 3]]}'
+
+
+def error_of(answer: Any) -> tuple[int, str]:
+    body = answer.json
+    assert {"code", "message", "place", "request_id"} == set(body["error"])
+    return answer.status, body["error"]["code"]
+
+
+def test_scoring(shared_server: Server) -> None:
+    """Rows in, results out, with the id under which the request is logged."""
+    answer = shared_server.score([[1, 2, 3], {"AGE": 1, "BMI": 1, "BP": 1}])
+    assert (200, {"result": [14.0, 6.0]}) == (answer.status, answer.json)
+    assert "application/json" == answer.headers["content-type"]
+    assert answer.headers["x-request-id"]
+
+
+def test_health_needs_no_key(shared_server: Server) -> None:
+    """GET / and /health/* are for those who watch."""
+    for path in ("/", "/health/live", "/health/ready"):
+        assert 200 == shared_server.ask("GET", path, Authorization="").status
+
+
+@pytest.mark.parametrize("path", ["/score", "/metrics", "/swagger.json", "/model"])
+def test_everything_else_needs_a_key(shared_server: Server, path: str) -> None:
+    """401 without, or with a wrong one; either of the two opens."""
+    method, body = ("POST", GOOD) if path == "/score" else ("GET", b"")
+    for header in ("", "Bearer wrong", "Basic " + KEY):
+        answer = shared_server.ask(method, path, body, Authorization=header)
+        assert (401, "unauthorized") == error_of(answer)
+        assert 'Bearer realm="scoring"' == answer.headers["www-authenticate"]
+    for key in (KEY, OTHER_KEY):
+        assert 200 == shared_server.ask(method, path, body, Authorization=f"Bearer {key}").status
+
+
+def test_the_model_and_its_description(shared_server: Server) -> None:
+    """Which model answers, and an OpenAPI document with the package's examples."""
+    about = shared_server.ask("GET", "/model").json
+    assert ("test_model", "3", "onnx") == (about["name"], about["version"], about["runtime"])
+    document = shared_server.ask("GET", "/swagger.json?format=openapi").json
+    content = document["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]
+    assert {"data": [[1.0, 1.0, 1.0]]} == content["examples"]["example1"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "expected"),
+    [
+        ("GET", "/nothing", {}, (404, "not_found")),
+        ("GET", "/score/", {}, (404, "not_found")),
+        ("GET", "/score", {}, (405, "method_not_allowed")),
+        ("DELETE", "/model", {}, (405, "method_not_allowed")),
+        ("POST", "/score", {"Content-Type": "text/csv"}, (415, "unsupported_media_type")),
+        ("POST", "/score", {"Content-Type": "application/json; charset=latin-1"}, (415, "unsupported_media_type")),
+        ("POST", "/score", {"Content-Encoding": "gzip"}, (415, "unsupported_media_type")),
+        ("POST", "/score", {"Expect": "200-ok"}, (417, "bad_request")),
+        ("POST", "/score", {"Host": ""}, (400, "bad_request")),
+    ],
+)
+def test_requests_that_cannot_be_served(
+    shared_server: Server, method: str, path: str, headers: dict[str, str], expected: tuple[int, str]
+) -> None:
+    """Each with its status, a JSON body, and a connection that still works where HTTP allows it."""
+    with shared_server.connect() as client:
+        answer = client.request(method, path, GOOD, headers)
+        assert expected == error_of(answer)
+        if answer.status == 405:
+            assert "GET, HEAD" == answer.headers["allow"] if path == "/model" else "POST" == answer.headers["allow"]
+        if answer.headers.get("connection") == "close":
+            assert client.is_closed()
+        else:
+            assert 200 == client.request("POST", "/score", GOOD).status
+
+
+JSON_KINDS = ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"', ""]
+
+
+@pytest.mark.parametrize("kind", JSON_KINDS)
+def test_content_types_that_are_json(shared_server: Server, kind: str) -> None:
+    """In any spelling, or left out."""
+    assert 200 == shared_server.ask("POST", "/score", GOOD, Content_Type=kind).status
+
+
+def test_an_error_says_where(shared_server: Server) -> None:
+    """Row, column, and what was found instead."""
+    error = shared_server.score([[1, 2, 3], [1, 2, 3], [1, "x", 3]]).json["error"]
+    assert "row 3, column BMI" == error["place"]
+    assert 'row 3, column BMI: expected a number, got "x"' == error["message"]
+
+
+def test_too_large(shared_server: Server) -> None:
+    """Bodies, rows, heads and targets over their limit; what is still being sent does not hinder the answer."""
+    large = b'{"data": [' + b" " * 300_000 + b"]}"
+    assert (413, "body_too_large") == error_of(shared_server.ask("POST", "/score", large))
+    assert (413, "too_many_rows") == error_of(shared_server.score([[1, 2, 3]] * 1001))
+    assert (431, "header_too_large") == error_of(shared_server.ask("GET", "/", X_Large="x" * 20_000))
+    many = {f"X-{i}": "1" for i in range(200)}
+    with shared_server.connect() as client:
+        assert (431, "header_too_large") == error_of(client.request("GET", "/", headers=many))
+    assert (414, "target_too_long") == error_of(shared_server.ask("GET", "/" + "x" * 9_000))
+
+
+def test_a_chunked_body(shared_server: Server) -> None:
+    """Is served, and limited like any other."""
+    with shared_server.connect() as client:
+        head = request("POST", "/score", headers={"Transfer-Encoding": "chunked", "Content-Length": ""})
+        client.send(head + b'5\r\n{"dat\r\n')
+        client.send(b'10\r\na": [[1, 2, 3]]}\r\n0\r\n\r\n')
+        assert {"result": [14.0]} == client.answer().json
+        client.send(head + b"40000\r\n" + b" " * 0x40000 + b"\r\n")
+        assert (413, "body_too_large") == error_of(client.answer())
+        assert client.is_closed()
+
+
+def test_expect_100_continue(shared_server: Server) -> None:
+    """A client that asks first is told to go on, or why not."""
+    with shared_server.connect() as client:
+        client.send(request("POST", "/score", headers={"Expect": "100-continue", "Content-Length": str(len(GOOD))}))
+        assert 100 == client.answer().status
+        client.send(GOOD)
+        assert 200 == client.answer().status
+        client.send(request("POST", "/score", headers={"Expect": "100-continue", "Content-Length": "1000000"}))
+        assert (413, "body_too_large") == error_of(client.answer())
+
+
+def test_pipelined_requests_are_answered_in_order(shared_server: Server) -> None:
+    """Also when one of them is wrong, and when the client ends its side at once."""
+    with shared_server.connect() as client:
+        bodies = [json.dumps({"data": [[i, 0, 0]]}).encode() for i in range(50)]
+        bodies[7] = b"{"
+        client.send(b"".join(request("POST", "/score", body) for body in bodies))
+        client.socket.shutdown(1)
+        answers = [client.answer() for _ in bodies]
+        assert [400 if i == 7 else 200 for i in range(50)] == [answer.status for answer in answers]
+        assert [float(i) for i in range(50) if i != 7] == [a.json["result"][0] for a in answers if a.status == 200]
+        assert client.is_closed()
+
+
+def test_one_byte_at_a_time(shared_server: Server) -> None:
+    """A request may come in any pieces."""
+    with shared_server.connect() as client:
+        for byte in request("POST", "/score", GOOD):
+            client.send(bytes([byte]))
+        assert {"result": [14.0]} == client.answer().json
+
+
+def test_a_head_in_two_pieces_with_a_large_body(shared_server: Server) -> None:
+    """The limit of the head does not count the body that arrives with its end."""
+    body = b'{"data": [[1, 2, 3]' + b", [1, 2, 3]" * 900 + b" " * 100_000 + b"]}"
+    whole = request("POST", "/score", body)
+    with shared_server.connect() as client:
+        client.send(whole[:40])
+        assert 200 == shared_server.ask("GET", "/").status
+        client.send(whole[40:])
+        assert 901 == len(client.answer().json["result"])
+
+
+def test_head_requests_have_no_body(shared_server: Server) -> None:
+    """But the length that GET would have."""
+    with shared_server.connect() as client:
+        answer = client.request("HEAD", "/")
+        assert (200, b"", "20") == (answer.status, answer.body, answer.headers["content-length"])
+        assert 200 == client.request("GET", "/").status
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_gets_400_and_the_end(shared_server: Server, garbage: bytes) -> None:
+    """Never silence, never another request's answer: two lengths are how requests are smuggled."""
+    with shared_server.connect() as client:
+        client.send(garbage)
+        assert client.answer().status in (400, 505)
+        assert client.is_closed()
+    assert 200 == shared_server.ask("GET", "/").status
+
+
+def test_an_upgrade_is_ignored(shared_server: Server) -> None:
+    """The request is answered as HTTP/1.1; the connection ends, since what follows would be another protocol."""
+    with shared_server.connect() as client:
+        answer = client.request("GET", "/", headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+        assert 200 == answer.status
+
+
+def test_request_ids_and_traceparent(shared_server: Server) -> None:
+    """A plain id is kept, another replaced; a valid traceparent keeps its trace and gets a span of ours."""
+    assert "job-7.2" == shared_server.ask("GET", "/", X_Request_Id="job-7.2").headers["x-request-id"]
+    replaced = shared_server.ask("GET", "/", X_Request_Id="a b##vso[task.complete]").headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f]{12}-\d+", replaced)
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    answered = shared_server.ask("GET", "/", traceparent=f"00-{trace}-00f067aa0ba902b7-01").headers["traceparent"]
+    assert re.fullmatch(rf"00-{trace}-(?!00f067aa0ba902b7)[0-9a-f]{{16}}-01", answered)
+    for wrong in (f"00-{'0' * 32}-00f067aa0ba902b7-01", f"ff-{trace}-00f067aa0ba902b7-01", "x"):
+        assert "traceparent" not in shared_server.ask("GET", "/", traceparent=wrong).headers
+
+
+def test_the_log_has_a_line_a_request_that_outside_text_cannot_break(shared_server: Server) -> None:
+    """Id, trace, method, path, status, milliseconds and predictions; ##vso[ never appears."""
+    trace = "5bf92f3577b34da6a3ce929d0e0e4736"
+    shared_server.score([[1, 2, 3], [1, 2, 3]], X_Request_Id="logged-1", traceparent=f"00-{trace}-00f067aa0ba902b7-00")
+    shared_server.ask("GET", '/##vso[task.setvariable]"\\', X_Request_Id="logged-2")
+    shared_server.score([["##vso[task.complete]\n\u2028", 2, 3]], X_Request_Id="logged-3")
+    deadline = time.monotonic() + PATIENCE
+    while len(lines := [line for line in shared_server.log() if "logged-" in line.get("request_id", "")]) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    one, two, three = sorted(lines, key=lambda line: str(line["request_id"]))
+    assert ("POST", "/score", 200, 2) == (one["method"], one["path"], one["status"], one["predictions"])
+    assert trace in one["traceparent"] and one["ms"] > 0
+    assert '/\\u0023\\u0023vso[task.setvariable]"\\' == two["path"]
+    assert ("wrong_type", "row 1, column AGE") == (three["error"]["code"], three["error"]["place"])
+    assert "##" not in shared_server.raw_log()

@@ -1,0 +1,365 @@
+"""The service as a process: starting, stopping, losing workers, changing keys, and limits in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.scoring.conftest import Serve
+from tests.scoring.harness import KEY, OTHER_KEY, PATIENCE, SERVER, Server, request
+from tests.scoring.packages import LINEAR, linear_graph, make_package, slow_graph
+
+GOOD = b'{"data": [[1, 2, 3]]}'
+ONE = {"inputs": LINEAR["inputs"][:1], "outputs": LINEAR["outputs"]}
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def refused_start(env: dict[str, str]) -> tuple[int, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SCORING_")}
+    done = subprocess.run(
+        [sys.executable, str(SERVER)], env={**clean, "SCORING_PORT": "0", **env}, capture_output=True, timeout=PATIENCE
+    )
+    return done.returncode, (done.stdout + done.stderr).decode()
+
+
+def test_no_keys_no_service(linear: Path) -> None:
+    """Exit code 4 and the next step; a short key is no key."""
+    code, text = refused_start({"AZUREML_MODEL_DIR": str(linear)})
+    assert (4, True) == (code, "SCORING_AUTH=off" in text)
+    code, text = refused_start({"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": "short-one"})
+    assert (4, False) == (code, "short-one" in text)
+    assert 4 == refused_start({"AZUREML_MODEL_DIR": ""})[0]
+
+
+def test_a_package_with_a_wrong_hash_is_not_served(tmp_path: Path) -> None:
+    """Exit code 8, naming the file."""
+    package = make_package(tmp_path / "p", linear_graph())
+    (package / "model" / "model.onnx").write_bytes(linear_graph((9.0, 9.0, 9.0)))
+    code, text = refused_start({"AZUREML_MODEL_DIR": str(package), "SCORING_PRIMARY_KEY": KEY, "SCORING_WORKERS": "2"})
+    assert (8, True, False) == (code, "model/model.onnx was changed" in text, "Traceback" in text)
+
+
+def test_a_missing_library_is_said(linear: Path) -> None:
+    """Exit code 4 and what to install, no traceback."""
+    env = {**os.environ, "AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_PORT": "0"}
+    done = subprocess.run([sys.executable, "-S", str(SERVER)], env=env, capture_output=True, timeout=PATIENCE)
+    text = (done.stdout + done.stderr).decode()
+    assert (4, True, False) == (done.returncode, "install requirements.txt" in text, "Traceback" in text)
+
+
+def test_a_taken_port_is_said(linear: Path, serve: Serve) -> None:
+    """Exit code 5."""
+    taken = serve(linear).url.rpartition(":")[2]
+    code, text = refused_start({"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_PORT": taken})
+    assert (5, True) == (code, "SCORING_PORT" in text)
+
+
+def test_without_keys_only_when_asked_for(linear: Path, serve: Serve) -> None:
+    """And the log says so."""
+    server = serve(linear, SCORING_AUTH="off")
+    assert 200 == server.ask("POST", "/score", GOOD, Authorization="").status
+    assert 1 == len(server.events("no_keys"))
+
+
+def test_on_a_unix_socket(linear: Path, serve: Serve, tmp_path: Path) -> None:
+    """SCORING_SOCKET takes the place of the port."""
+    path = tmp_path / "s.sock"
+    server = serve(linear, SCORING_SOCKET=str(path))
+    assert {"result": [14.0]} == server.ask("POST", "/score", GOOD).json
+    assert 0 == server.terminate()
+    assert not path.exists()
+
+
+def test_changed_keys_reach_every_worker(linear: Path, serve: Serve, tmp_path: Path) -> None:
+    """By the changed file alone, and by SIGHUP; the old key ends, a wrong file changes nothing."""
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"primary": KEY, "secondary": OTHER_KEY}))
+    server = serve(linear, SCORING_KEYS_FILE=str(path), SCORING_WORKERS="2")
+
+    def status(key: str) -> set[int]:
+        answers = []
+        clients = [server.connect() for _ in range(8)]
+        for client in clients:
+            answers.append(client.request("POST", "/score", GOOD, {"Authorization": f"Bearer {key}"}).status)
+            client.close()
+        return set(answers)
+
+    new = "rotated-0123456789abcdef"
+    path.write_text(json.dumps({"primary": new, "secondary": OTHER_KEY}))
+    server.wait_for("keys_reloaded", 2)
+    assert ({200}, {401}, {200}) == (status(new), status(KEY), status(OTHER_KEY))
+    path.write_text("not json")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("keys_not_reloaded", 2)
+    assert {200} == status(new)
+    before = len(server.events("keys_reloaded"))
+    path.write_text(json.dumps({"primary": KEY, "secondary": OTHER_KEY}))
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("keys_reloaded", before + 2)
+    assert ({200}, {401}) == (status(KEY), status(new))
+    assert not any(key in server.raw_log() for key in (KEY, OTHER_KEY, new))
+
+
+def test_numbers_are_summed_over_workers_and_outlive_them(linear: Path, serve: Serve) -> None:
+    """A killed worker is replaced; nothing that was counted is lost."""
+    server = serve(linear, SCORING_WORKERS="2")
+    clients = [server.connect() for _ in range(6)]
+    for client in clients * 5:
+        assert 200 == client.request("POST", "/score", GOOD).status
+    eventually(lambda: server.metric("scoring_rows_total") == 30, "rows that were answered are not counted")
+    assert (30, 2) == tuple(
+        server.metric(name) for name in ('scoring_requests_total{route="score"', "scoring_workers_ready")
+    )
+    for client in clients:
+        client.close()
+    first = server.worker_pids()
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    server.wait_for("ready", 4)
+    assert set(first).isdisjoint(server.worker_pids())
+    assert 200 == server.score([[1, 2, 3]]).status
+    # A worker counts once it has answered, so another may be asked before.
+    eventually(lambda: server.metric("scoring_rows_total") == 31, "a row that was answered is not counted")
+    assert 2 == server.metric("scoring_worker_restarts_total")
+
+
+def test_connections_are_shared_out_evenly(linear: Path, serve: Serve) -> None:
+    """Eight connections, two workers: four each, give or take one on a busy machine."""
+    server = serve(linear, SCORING_WORKERS="2")
+    clients = [server.connect() for _ in range(8)]
+    owners = [client.request("GET", "/").headers["x-request-id"].partition("-")[0] for client in clients]
+    assert 3 <= min(owners.count(owner) for owner in set(owners)) <= 4
+
+
+def test_sigterm_loses_no_request(linear: Path, serve: Serve) -> None:
+    """Clients that keep asking on open connections get an answer to everything they sent, then a farewell."""
+    server = serve(linear, SCORING_WORKERS="2")
+    outcomes: list[str] = []
+
+    def ask_until_the_end() -> None:
+        with server.connect() as client:
+            while True:
+                answer = client.request("POST", "/score", GOOD)
+                if answer.status != 200 or answer.json != {"result": [14.0]}:
+                    outcomes.append(f"wrong: {answer.status}")
+                    return
+                if answer.headers.get("connection") == "close":
+                    outcomes.append("farewell")
+                    return
+
+    def run() -> None:
+        try:
+            ask_until_the_end()
+        except OSError as error:
+            outcomes.append(f"lost: {error}")
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: server.metric("scoring_rows_total") > 100, "the clients work")
+    assert 0 == server.terminate()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert ["farewell"] * 8 == outcomes
+    assert 0 == sum(line["connections_cut"] for line in server.events("stopped") if "connections_cut" in line)
+
+
+def test_sigterm_waits_for_what_is_in_the_model_and_in_the_queue(tmp_path: Path, serve: Serve) -> None:
+    """Requests that were taken in are answered, idle connections are closed, and the process ends."""
+    server = serve(make_package(tmp_path / "p", SLEEPY, ONE, []))
+    clients = [server.connect() for _ in range(3)]
+    idle = server.connect()
+    assert 200 == idle.request("GET", "/").status
+    for client in clients:
+        client.send(request("POST", "/score", b'{"data": [[0.4]]}'))
+    eventually(lambda: server.metric("scoring_in_flight_requests") == 3, "all are in")
+    assert 0 == server.terminate()
+    assert [200, 200, 200] == [client.answer().status for client in clients]
+    assert idle.is_closed()
+
+
+def test_sigterm_ends_in_bounded_time(tmp_path: Path, serve: Serve) -> None:
+    """A model that never ends and a client that never finishes its request do not keep the process."""
+    server = serve(make_package(tmp_path / "p", SLEEPY, ONE, []), SCORING_DRAIN_TIMEOUT="0.5")
+    stuck, half = server.connect(), server.connect()
+    stuck.send(request("POST", "/score", b'{"data": [[1000]]}'))
+    half.send(request("POST", "/score", GOOD)[:-5])
+    eventually(lambda: server.metric("scoring_in_flight_requests") == 1, "it is in the model")
+    assert 0 == server.terminate()
+
+
+SLEEPY = """
+import json, time
+def init():
+    pass
+def run(raw):
+    rows = json.loads(raw)["data"]
+    time.sleep(rows[0][0])
+    return [row[0] for row in rows]
+"""
+
+
+def test_the_queue_is_limited_in_length_and_time(tmp_path: Path, serve: Serve) -> None:
+    """503 with Retry-After, while the health is answered all the time."""
+    package = make_package(tmp_path / "p", SLEEPY, ONE, [])
+    server = serve(package, SCORING_QUEUE_TIMEOUT="0.3", SCORING_MAX_QUEUE="2")
+    busy, *others = [server.connect() for _ in range(5)]
+    busy.send(request("POST", "/score", b'{"data": [[2]]}'))
+    eventually(lambda: server.metric("scoring_in_flight_requests") == 1, "the first is in the model")
+    for client in others:
+        client.send(request("POST", "/score", b'{"data": [[0]]}'))
+    answers = [client.answer() for client in others]
+    codes = sorted(answer.json["error"]["code"] for answer in answers)
+    assert ["queue_full", "queue_full", "queue_timeout", "queue_timeout"] == codes
+    assert {(503, "1")} == {(answer.status, answer.headers["retry-after"]) for answer in answers}
+    assert 200 == server.ask("GET", "/health/ready").status
+    assert 200 == busy.answer().status
+
+
+def test_an_onnx_model_that_takes_too_long_is_stopped(tmp_path: Path, serve: Serve) -> None:
+    """503 with Retry-After; the next request is served by the same worker."""
+    example = [{"request": {"data": [[1.0]]}, "response": {"result": [1.0]}}]
+    package = make_package(tmp_path / "p", slow_graph(20), ONE_X, example)
+    server = serve(package, SCORING_TIMEOUT="1")
+    pids = server.worker_pids()
+    answer = server.score([[1e6]])
+    assert (503, "model_timeout", "1") == (answer.status, answer.json["error"]["code"], answer.headers["retry-after"])
+    assert {"result": [1.0]} == server.score([[1.0]]).json
+    assert pids == server.worker_pids()
+
+
+ONE_X = {"inputs": [{"name": "X", "type": "double"}], "outputs": LINEAR["outputs"]}
+
+
+def test_a_script_that_never_returns_costs_its_worker_not_the_service(tmp_path: Path, serve: Serve) -> None:
+    """503 in time; the worker, which Python cannot free, is replaced."""
+    server = serve(make_package(tmp_path / "p", SLEEPY, ONE, []), SCORING_TIMEOUT="0.5", SCORING_DRAIN_TIMEOUT="1")
+    answer = server.score([[1000]])
+    assert (503, "model_timeout") == (answer.status, answer.json["error"]["code"])
+    lost = server.wait_for("worker_lost")
+    assert 70 == lost[0]["exit_code"]
+    server.wait_for("ready", 2)
+    assert {"result": [0.0]} == server.score([[0]]).json
+
+
+def test_slow_clients_are_ended_and_hinder_nobody(linear: Path, serve: Serve) -> None:
+    """Half a head, half a body: 408 in time; an idle connection is closed; everybody else is served meanwhile."""
+    server = serve(linear, SCORING_READ_TIMEOUT="1", SCORING_IDLE_TIMEOUT="2")
+    whole = request("POST", "/score", GOOD)
+    half_head, half_body, idle = (server.connect() for _ in range(3))
+    half_head.send(whole[:30])
+    half_body.send(whole[:-3])
+    for _ in range(20):
+        assert 200 == server.ask("POST", "/score", GOOD).status
+    for client in (half_head, half_body):
+        answer = client.answer()
+        assert (408, "request_timeout") == (answer.status, answer.json["error"]["code"])
+        assert client.is_closed()
+    assert idle.is_closed()
+
+
+def test_a_client_that_takes_no_answers_is_cut_off_without_growth(linear: Path, serve: Serve) -> None:
+    """Its requests stop being read, and after a while it is gone."""
+    server = serve(linear, SCORING_READ_TIMEOUT="1")
+    client = server.connect(timeout=5)
+    wish = request("GET", "/swagger.json") * 200
+    try:
+        for _ in range(500):
+            client.send(wish)
+    except OSError:
+        pass
+    else:
+        pytest.fail("100,000 answers were piled up for it")
+    assert memory_of(server) < 300
+    assert 200 == server.ask("GET", "/").status
+
+
+def memory_of(server: Server) -> float:
+    """Resident megabytes of the first worker."""
+    pid = server.worker_pids()[0]
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def test_too_many_connections(linear: Path, serve: Serve) -> None:
+    """The one too many gets 503 with Retry-After."""
+    server = serve(linear, SCORING_MAX_CONNECTIONS="2")
+    kept = [server.connect(), server.connect()]
+    assert [200, 200] == [client.request("GET", "/").status for client in kept]
+    with server.connect() as client:
+        answer = client.answer()
+        assert (503, "1") == (answer.status, answer.headers["retry-after"])
+
+
+BROKEN = {
+    "raises": "def init(): pass\ndef run(raw): raise ValueError('##vso[task.complete]\\nsecond line')",
+    "exits": "import sys\ndef init(): pass\ndef run(raw): sys.exit(3)",
+    "recurses": "def init(): pass\ndef run(raw): return run(raw)",
+    "answers too few": "def init(): pass\ndef run(raw): return [1, 2]",
+    "answers no JSON": "def init(): pass\ndef run(raw): return [object()]",
+    "answers text that is no JSON": "def init(): pass\ndef run(raw): return 'no'",
+    "answers nothing": "def init(): pass\ndef run(raw): return None",
+    "answers without result": "def init(): pass\ndef run(raw): return {'predictions': [1]}",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_script_that_breaks_on_a_request(tmp_path: Path, serve: Serve, name: str) -> None:
+    """500 with an id under which the log says why; the worker lives on."""
+    server = serve(make_package(tmp_path / "p", BROKEN[name], LINEAR, []))
+    pids = server.worker_pids()
+    for _ in range(3):
+        answer = server.score([[1, 2, 3]])
+        assert (500, "model_failed") == (answer.status, answer.json["error"]["code"])
+    assert answer.json["error"]["request_id"] in {line["request_id"] for line in server.wait_for("model_failed", 3)}
+    assert pids == server.worker_pids()
+    assert "##vso" not in server.raw_log() and "second line" not in json.dumps(answer.json)
+
+
+UNUSABLE = {
+    "no syntax": "def init(:",
+    "no such module": "import not_there_at_all",
+    "no init": "def run(raw): return []",
+    "no run": "def init(): pass",
+    "init raises": "def init(): raise RuntimeError('no licence')\ndef run(raw): return []",
+    "init exits": "def init(): raise SystemExit(0)\ndef run(raw): return []",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_script_that_cannot_start(tmp_path: Path, name: str) -> None:
+    """Exit code 8 and a next step, no traceback."""
+    package = make_package(tmp_path / "p", UNUSABLE[name], LINEAR, [])
+    code, text = refused_start({"AZUREML_MODEL_DIR": str(package), "SCORING_PRIMARY_KEY": KEY})
+    assert (8, True, False) == (code, "the script does not start" in text, "Traceback" in text)
+
+
+def test_what_a_script_prints_is_logged_and_keys_are_hidden_from_it(tmp_path: Path, serve: Serve) -> None:
+    """print() makes lines of the log, which cannot be commands; the environment holds no key."""
+    script = """
+import os
+def init():
+    print("##vso[task.complete]", [name for name in os.environ if name.endswith("_KEY")])
+def run(raw):
+    print("scored")
+    return [0, 0]
+"""
+    server = serve(make_package(tmp_path / "p", script, LINEAR, []))
+    assert {"result": [0, 0]} == server.score([[1, 2, 3]] * 2).json
+    texts = [line["text"] for line in server.wait_for("output", 2)]
+    assert ["\\u0023\\u0023vso[task.complete] []", "scored"] == texts
