@@ -1,0 +1,119 @@
+"""Runs on this machine: rejected, damaged, killed and interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ml_service.errors import MlopsError, UnavailableError
+from ml_service.ports import RunStatus
+from tests.local_stores import Desk, ended, until
+from tests.repositories import PROJECT, definition
+
+# A run takes seconds by itself, and many times that where other things run.
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """One store for all; each test has builds and a model of its own."""
+    return Desk(tmp_path_factory.mktemp("runs"))
+
+
+def test_the_parameters_of_publication_rule_the_gate(desk: Desk) -> None:
+    """ALLOW_RUN_CANCEL=false completes and registers nothing; RUN_EVALUATION=false registers without comparing."""
+    first = desk.train("rules-1", "rules")
+    worse = desk.train("rules-2", "rules", shift=1.0, allow_run_cancel=False)
+    blind = desk.train("rules-3", "rules", shift=2.0, run_evaluation=False)
+    assert [(run.status, run.registered) for run in (first, worse, blind)] == [
+        (RunStatus.COMPLETED, "rules:1"),
+        (RunStatus.COMPLETED, ""),
+        (RunStatus.COMPLETED, "rules:2"),
+    ]
+    assert worse.verdict["accept"] is False
+    champion = desk.platform.champion("rules")
+    assert champion is not None
+    assert champion.version == "2"
+
+
+def test_a_champion_whose_files_were_damaged_is_an_error_that_says_so(desk: Desk) -> None:
+    """Never a silent pass: exit code 8, nothing registered, and withdrawing it is the way out."""
+    assert desk.train("damaged-1", "damaged", shift=1.0).registered == "damaged:1"
+    version = desk.platform.version("damaged", "1")
+    (damaged,) = (desk.settings.store / "artifacts" / version.tags["mlflow_run_id"]).rglob("mean.json")
+    damaged.write_text("0")
+    run = desk.train("damaged-2", "damaged")
+    assert (run.status, run.exit_code, run.registered) == (RunStatus.FAILED, 8, "")
+    assert "model/mean.json was changed" in run.error
+    assert "withdraw damaged:1" in run.error
+
+
+def test_a_run_killed_while_it_registers_leaves_whole_versions_and_the_next_one_works(desk: Desk) -> None:
+    """``kill -9`` of its process after the verdict; other moments are in tests/e2e."""
+    name, moment = "killed", "verdict: "
+    run = desk.submit(f"{name}-1", name)
+    until(lambda: moment in desk.log(run))
+    os.kill(desk.pid(run), signal.SIGKILL)
+    killed = desk.platform.wait(run, lambda line: None)
+    registered = len(desk.whole_versions(name))
+    if killed.status is RunStatus.FAILED:
+        assert "perhaps it was killed" in killed.error
+        assert killed.exit_code == 5
+    after = desk.train(f"{name}-2", name, shift=-1.0 if registered else 0.0)
+    assert after.status in (RunStatus.COMPLETED, RunStatus.CANCELED), after.error
+    versions = desk.whole_versions(name)
+    assert len(versions) >= 1
+    assert desk.platform.champion(name) == versions[-1]
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The command lines of the processes that work on a run; one that has ended has none."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if str(directory) in line]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="this system does not list its processes in /proc")
+def test_an_interrupt_cancels_the_run(desk: Desk) -> None:
+    """Ctrl-C ends ``inv train`` with 130, without a traceback; nothing is registered, nothing is left running."""
+    name = {"MODEL_NAME": "interrupted", "BUILD_BUILDID": "interrupted"}
+    definition(desk.root, seconds=600)
+    assert ended(desk.inv("publish", **name))[0] == 0
+    process = desk.inv("train", **name)
+    until(lambda: any("train: " in desk.log(run) for run in desk.platform.runs(PROJECT, "interrupted")))
+    process.send_signal(signal.SIGINT)
+    code, out, err = ended(process)
+    assert code == 130
+    assert "Traceback" not in out + err
+    (run,) = desk.platform.runs(PROJECT, "interrupted")
+    assert (run.status, run.error, run.registered) == (RunStatus.FAILED, "was canceled by request", "")
+    assert desk.whole_versions("interrupted") == []
+    assert processes_of(desk.directory(run)) == []
+
+
+# inv ui
+
+
+def test_the_pages_refuse_a_used_port_and_a_server_of_its_own(desk: Desk, tmp_path: Path) -> None:
+    """A server has pages already; exit codes 2 and 5, each with the next step."""
+    import io
+    import socket
+
+    from ml_service.console import Console
+    from ml_service.platforms.mlflow_ui import serve
+
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        with pytest.raises(UnavailableError, match=f"port {port} cannot be used"):
+            serve(desk.settings, Console(io.StringIO()), port)
+    remote = Desk(tmp_path, create=False, MLFLOW_TRACKING_URI="https://tracking.example")
+    with pytest.raises(MlopsError, match="open its address in a browser"):
+        serve(remote.settings, Console(io.StringIO()), 0)
