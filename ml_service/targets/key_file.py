@@ -1,0 +1,43 @@
+"""The two keys of an endpoint, in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from ml_service.errors import IntegrityError
+from ml_service.ports import Keys
+
+
+def new_keys() -> dict[str, str]:
+    """Two keys of 256 bits."""
+    return {"primary": secrets.token_urlsafe(32), "secondary": secrets.token_urlsafe(32)}
+
+
+def make(path: Path, mode: int = 0o600) -> None:
+    """Write two new keys, unless there are some: keys outlive deployments. The folder is for this user only."""
+    if path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            json.dump(new_keys(), file)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, next_step: str) -> Keys:
+    """The keys in ``path``.
+
+    Raises:
+        IntegrityError: it does not hold two keys.
+    """
+    try:
+        return Keys(**json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        raise IntegrityError("holds no two keys", where=str(path), next_step=next_step) from None
