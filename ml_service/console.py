@@ -1,0 +1,123 @@
+"""What a person reads. Under Azure Pipelines the same calls also give the agent its commands (see azure_devops.py)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from ml_service.azure_devops import Agent, harmless
+from ml_service.errors import MlopsError
+
+_DIM, _RED, _YELLOW, _PLAIN = "\033[2m", "\033[31m", "\033[33m", "\033[0m"
+
+
+class Console:
+    """Prints lines. Everything that passes through is made harmless first: no text from outside can command the
+    agent.
+
+    ``outputs`` is a file to which each output is added as a JSON line: how ``inv ci`` learns what a stage found.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, agent: Agent | None = None, outputs: Path | None = None, colour: bool = False
+    ) -> None:
+        self._stream = stream
+        self._agent = agent
+        self._outputs = outputs
+        self._colour = colour
+        self._started = time.monotonic()
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Console:
+        """The console of a task: colours on a terminal only, an agent under Azure Pipelines only."""
+        outputs = env.get("MLOPS_OUTPUTS")
+        return cls(
+            sys.stdout,
+            agent=Agent(sys.stdout) if env.get("TF_BUILD") else None,
+            outputs=Path(outputs) if outputs else None,
+            colour=sys.stdout.isatty() and "NO_COLOR" not in env,
+        )
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether an agent of Azure Pipelines reads along."""
+        return self._agent is not None
+
+    def line(self, text: str) -> None:
+        """Something worth reading."""
+        self._print(text)
+
+    def progress(self, text: str) -> None:
+        """What is being done now, with the seconds since the task began."""
+        self._print(f"  {time.monotonic() - self._started:5.1f} s  {text}", _DIM)
+
+    def warning(self, text: str) -> None:
+        """Something that may surprise later."""
+        self._print(f"warning: {text}", _YELLOW)
+        if self._agent:
+            self._agent.issue("warning", text)
+
+    def finding(self, text: str, source: str) -> None:
+        """One thing wrong with a file, ``source`` being ``FILE:LINE``: beside that line, where a pipeline shows files.
+
+        Whoever calls it prints the finding, too.
+        """
+        if self._agent:
+            self._agent.issue("error", text, source=source)
+
+    def error(self, error: MlopsError) -> None:
+        """What went wrong, where and what to do next."""
+        self._print(f"error: {error}", _RED, sys.stderr)
+        if self._agent:
+            self._agent.issue("error", str(error), source=error.where)
+
+    def output(self, name: str, value: str) -> None:
+        """A result for whoever called the task: the pipeline, ``inv ci``, a person."""
+        if self._agent:
+            self._agent.set_output(name, value)
+        if self._outputs:
+            with self._outputs.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({name: value}) + "\n")
+
+    def tag(self, tag: str) -> None:
+        """Tag the pipeline's run, where there is one."""
+        if self._agent:
+            self._agent.add_build_tag(tag)
+
+    def summary(self, markdown: Path) -> None:
+        """Show a Markdown file on the page of the pipeline's run, where there is one."""
+        if self._agent:
+            self._agent.upload_summary(markdown)
+
+    @contextmanager
+    def group(self, title: str) -> Iterator[None]:
+        """Lines that belong together; the agent's log folds them."""
+        if self._agent:
+            self._agent.begin_group(title)
+        try:
+            yield
+        finally:
+            if self._agent:
+                self._agent.end_group()
+
+    def _print(self, text: str, colour: str = "", stream: TextIO | None = None) -> None:
+        for line in text.split("\n"):
+            safe = harmless(line)
+            print(
+                f"{colour}{safe}{_PLAIN}" if colour and self._colour else safe, file=stream or self._stream, flush=True
+            )
+
+
+def read_outputs(path: Path) -> dict[str, str]:
+    """The outputs that tasks added to ``path``; a later one of the same name wins."""
+    if not path.exists():
+        return {}
+    merged: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        merged |= json.loads(line)
+    return merged

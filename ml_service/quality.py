@@ -1,0 +1,238 @@
+"""Lint, tests and coverage: the tools' own settings are in pyproject.toml and .flake8."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ml_service.console import Console
+from ml_service.errors import MlopsError, UsageError
+from ml_service.package import write_json
+
+CHECKED = (
+    *("ml_service", "diabetes_regression", "scoring", "emulators", "benchmarks", "tests", "requirements"),
+    *("tasks.py", "noxfile.py"),
+)
+_FINDING = re.compile(r"^([\w./-]+\.py):(\d+):(?:\d+:)? (?!note: )(?:error: )?(.+)$", re.MULTILINE)
+"""A line of flake8's or mypy's output."""
+
+_SUITES = "architecture,unit,contract,integration,scoring"
+
+
+# What the target on this machine is made of; every other target needs an engine, a cluster or a cloud.
+_LOCAL_TARGET = frozenset(("__init__", "backend", "front", "guard", "local", "local_state", "supervisor"))
+
+
+class QualityError(MlopsError):
+    """A check or a test failed."""
+
+    exit_code = 1
+
+
+def lint(root: Path, console: Console, *, junit: str = "") -> None:
+    """Run flake8, mypy and import-linter; all three, so that one round of mending is enough.
+
+    Raises:
+        QualityError: one of them found something.
+    """
+    checked = [name for name in CHECKED if (root / name).exists()]
+    tools = {
+        "flake8": ["-m", "flake8", *checked],
+        "mypy": ["-m", "mypy", f"--cache-dir={_types_cache(root)}", *checked],
+        "import-linter": ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+    }
+    with ThreadPoolExecutor() as pool:
+        results = dict(zip(tools, pool.map(functools.partial(_checked, root), tools.values()), strict=True))
+    for name, (code, output, seconds) in results.items():
+        console.line(f"{name}: {'found' if code else 'fine'}, {seconds:.0f} s")
+        if code:
+            console.line(output.rstrip())
+            _show_findings(console, output)
+    if junit:
+        _write_junit(Path(junit), results)
+    if failed := [name for name, (code, _, _) in results.items() if code]:
+        raise QualityError(
+            f"{', '.join(failed)} found what is listed above", where="lint", next_step="mend it; again: inv lint"
+        )
+
+
+def _types_cache(root: Path) -> Path:
+    """One for each environment and its locks: mypy ends with an error of its own on the cache of another."""
+    settings = [path for path in (root / "pyproject.toml", root / "requirements" / "all.txt") if path.is_file()]
+    content = b"".join([sys.prefix.encode(), *(path.read_bytes() for path in settings)])
+    return root / ".mypy_cache" / hashlib.sha256(content).hexdigest()[:12]
+
+
+def _checked(root: Path, arguments: Sequence[str]) -> tuple[int, str, float]:
+    """Exit code, what it printed, and seconds of one tool."""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, *arguments], cwd=root, text=True, capture_output=True)
+    return done.returncode, done.stdout + done.stderr, time.monotonic() - started
+
+
+def _show_findings(console: Console, output: str) -> None:
+    for path, line, message in _FINDING.findall(output):
+        console.finding(message, f"{path}:{line}")
+
+
+def _write_junit(path: Path, results: dict[str, tuple[int, str, float]]) -> None:
+    suite = ElementTree.Element("testsuite", name="lint", tests=str(len(results)))
+    suite.set("failures", str(sum(code != 0 for code, _, _ in results.values())))
+    for name, (code, output, seconds) in results.items():
+        case = ElementTree.SubElement(suite, "testcase", classname="lint", name=name, time=f"{seconds:.3f}")
+        if code:
+            ElementTree.SubElement(case, "failure", message=f"{name} found problems").text = output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def test(root: Path, console: Console, *, suites: Sequence[str], junit: str = "") -> None:
+    """Run the tests of the named folders, measuring coverage on the way.
+
+    Raises:
+        UsageError: there is no such folder.
+        QualityError: a test failed.
+    """
+    if missing := [name for name in suites if not (root / "tests" / name).is_dir()]:
+        known = ", ".join(sorted(path.name for path in (root / "tests").iterdir() if path.is_dir()))
+        raise UsageError(f"no tests in {', '.join(missing)}", where="--suite", next_step=f"use some of: {known}")
+    record = _record(root)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)
+    before = _fingerprint(root)
+    _run(["-m", "coverage", "erase"], root, console)
+    folders = [f"tests/{name}" for name in suites]
+    report = Path(junit).absolute() if junit else record.with_name("tests.xml")
+    # Many tests wait for processes; a file's tests stay together, since they share what is slow to make.
+    together = ["--numprocesses", str(max(2, os.cpu_count() or 1)), "--dist", "loadfile"]
+    arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *folders, f"--junit-xml={report}"]
+    failed = _run(arguments, root, console) != 0
+    console.output("look_at", _counted(report))
+    write_json(record, {"suites": ",".join(suites), "files": before, "passed": not failed})
+    if failed:
+        raise QualityError("a test failed", where="test", next_step="mend it; again: inv test")
+
+
+def _counted(report: Path) -> str:
+    """How many tests passed and were skipped, from a JUnit report."""
+    try:
+        suite = ElementTree.parse(report).getroot()[0]
+    except (OSError, ElementTree.ParseError, IndexError):
+        return "no report"
+    skipped = int(suite.get("skipped", 0))
+    bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    passed = int(suite.get("tests", 0)) - skipped - bad
+    return f"{passed} passed, {skipped} skipped" + (f", {bad} failed" if bad else "")
+
+
+def coverage(root: Path, console: Console, *, junit: str = "", xml: str = "", html: str = "") -> None:
+    """Report the coverage of the tests and hold it to the floor; the tests run unless they just ran on these files.
+
+    The reports are written also when a test failed, since that is when somebody looks at them.
+
+    Raises:
+        QualityError: a test failed, or the floor was missed.
+    """
+    failure = _figures(root, console, junit)
+    _run(["-m", "coverage", "combine", "--quiet"], root, console)
+    omitted = ",".join(_need_a_service(root))
+    console.line("adapters that need a service (Azure ML, an engine, a cluster) are left to: inv test --suite adapters")
+    for report, path in (("xml", xml), ("html", html)):
+        if path:
+            option = "-o" if report == "xml" else "-d"
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            arguments = ["-m", "coverage", report, "--quiet", "--fail-under=0", f"--omit={omitted}", option, path]
+            _run(arguments, root, console)
+    below = _run(["-m", "coverage", "report", f"--omit={omitted}"], root, console)
+    if failure:
+        raise failure
+    if below:
+        raise QualityError(
+            "the coverage is below the floor", where="coverage", next_step="test what the table shows as missing"
+        )
+    summary = subprocess.run(
+        [sys.executable, "-m", "coverage", "report", "--format=total", f"--omit={omitted}"],
+        cwd=root,
+        text=True,
+        capture_output=True,
+    )
+    console.output("look_at", f"{summary.stdout.strip()} % covered")
+
+
+def _need_a_service(root: Path) -> list[str]:
+    """The adapters that only tests/adapters can run whole."""
+    targets = sorted(path.name for path in (root / "ml_service" / "targets").glob("*.py"))
+    remote = [f"ml_service/targets/{name}" for name in targets if Path(name).stem not in _LOCAL_TARGET]
+    return [*remote, "ml_service/platforms/azureml*.py"]
+
+
+def _figures(root: Path, console: Console, junit: str) -> QualityError | None:
+    """Have the tests measured; returns what to raise once the reports are written."""
+    passed = None if junit else _recorded(root)
+    if passed is None:
+        try:
+            test(root, console, suites=_SUITES.split(","), junit=junit)
+        except QualityError as error:
+            return error
+        return None
+    console.line(f"inv test has {'passed' if passed else 'failed'} on these very files: its figures are used")
+    return None if passed else QualityError("a test failed", where="test", next_step="mend it; again: inv test")
+
+
+def _run(arguments: list[str], root: Path, console: Console) -> int:
+    command, env = [sys.executable, *arguments], {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if not console.has_agent:
+        return subprocess.run(command, cwd=root, env=env).returncode
+    # What a failing test prints comes from anywhere: the agent must not take it for a command.
+    with subprocess.Popen(
+        command, cwd=root, env=env, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            console.line(line.rstrip("\n"))
+    return process.returncode
+
+
+def _record(root: Path) -> Path:
+    return root / "reports" / "tested.json"
+
+
+def _recorded(root: Path) -> bool | None:
+    """Whether the tests passed when they last ran on these very files; None when they did not run on them."""
+    try:
+        recorded = json.loads(_record(root).read_bytes())
+        passed = bool(recorded.pop("passed"))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    measured = any(root.glob(".coverage*"))
+    return passed if measured and recorded == {"suites": _SUITES, "files": _fingerprint(root)} else None
+
+
+def _fingerprint(root: Path) -> str:
+    """Changes with any file that a test may read: all but what tools write."""
+    digest = hashlib.sha256(sys.version.encode())
+    for path in sorted(_sources(root)):
+        digest.update(f"{path.relative_to(root)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources(root: Path) -> list[Path]:
+    listed = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        return [path for path in root.rglob("*.py") if ".venv" not in path.parts and ".nox" not in path.parts]
+    return [path for name in listed.stdout.split("\0") if name and (path := root / name).is_file()]

@@ -1,0 +1,559 @@
+"""Every stage from a commit to a serving endpoint. ``inv --list`` is the table of contents, ``inv --help TASK``
+explains one.
+
+A task reads arguments, calls a workflow and translates errors; nothing here knows how a stage is done. Imports are
+inside the tasks, so that listing them costs nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import Task
+
+if TYPE_CHECKING:
+    from ml_service.config import Settings
+    from ml_service.console import Console
+    from ml_service.ports import Platform, Target
+
+ROOT = Path(__file__).resolve().parent
+
+_OPTIONS = {
+    "platform": "local or azureml; default: MLOPS_PLATFORM, else local",
+    "project": "a folder with a project.json; default: MLOPS_PROJECT, else diabetes_regression",
+    "build_id": "default: BUILD_BUILDID, else the one that publish or ci minted",
+}
+_DRY_RUN = "show what would be done, change nothing"
+_TARGET = "local, docker, aks, aci or webapp"
+_ARTIFACT = "what package-artifact wrote (default: artifact)"
+
+_tasks: list[Task[Any]] = []
+
+
+class Work:
+    """What a task works with; each part is made when it is first asked for."""
+
+    def __init__(self, options: Mapping[str, str | None], dry_run: bool) -> None:
+        self._options = options
+        self.dry_run = dry_run
+
+    @functools.cached_property
+    def env(self) -> dict[str, str]:
+        """The environment, over what ``.env`` says."""
+        from dotenv import dotenv_values
+
+        written = {name: value or "" for name, value in dotenv_values(ROOT / ".env").items()}
+        return {**written, **os.environ}
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """The settings of this run."""
+        from ml_service.config import Settings
+
+        return Settings.from_env(self.env, ROOT, **self._options)
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """Where to print."""
+        from ml_service.console import Console
+
+        return Console.from_env(self.env)
+
+    @functools.cached_property
+    def platform(self) -> Platform:
+        """The platform adapter."""
+        from ml_service.platforms import open_platform
+
+        return open_platform(self.settings)
+
+    def target(self, name: str) -> Target:
+        """The target adapter."""
+        from ml_service.targets import open_target
+
+        return open_target(name, self.settings)
+
+
+def stage(*, help: Mapping[str, str] | None = None, changes: str = "") -> Callable[[Callable[..., None]], Task[Any]]:
+    """Make a task of a function ``(work, its own options)``: adds the common options and translates errors.
+
+    ``changes`` says what the task does to the world; it gets ``--dry-run``, and with it, as with Invoke's own
+    ``--dry``, prints that instead of acting. A function that takes ``dry_run`` itself shows more.
+    """
+
+    def decorate(body: Callable[..., None]) -> Task[Any]:
+        own = list(inspect.signature(body).parameters.values())[1:]
+        plans = any(parameter.name == "dry_run" for parameter in own)
+
+        @functools.wraps(body)
+        def call(c: Context, **options: Any) -> None:
+            asked = bool(options.pop("dry_run", False))
+            dry = asked or bool(c.config.run.dry)
+            work = Work({name: options.pop(name, None) for name in _OPTIONS}, dry)
+            _translating(work, body, plans, changes, options)
+
+        call.__signature__ = _signature(own, bool(changes) and not plans)  # type: ignore[attr-defined]
+        explained = {**(help or {}), **_OPTIONS, **({"dry_run": _DRY_RUN} if changes else {})}
+        made: Task[Any] = Task(call, name=body.__name__, help=explained, auto_shortflags=False)
+        _tasks.append(made)
+        return made
+
+    return decorate
+
+
+def _signature(own: list[inspect.Parameter], dry_run: bool) -> inspect.Signature:
+    def option(name: str, default: object) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+
+    context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    dry = [option("dry_run", False)] if dry_run else []
+    return inspect.Signature([context, *own, *dry, *(option(name, None) for name in _OPTIONS)])
+
+
+def _translating(work: Work, body: Callable[..., None], plans: bool, changes: str, options: dict[str, Any]) -> None:
+    from ml_service.errors import MlopsError, UnavailableError
+
+    try:
+        try:
+            if plans:
+                body(work, **options, dry_run=work.dry_run)
+            elif changes and work.dry_run:
+                work.console.line(f"a dry run: {body.__name__.replace('_', '-')} would {changes}; nothing was changed")
+            else:
+                body(work, **options)
+        except OSError as error:
+            # A full disk, a missing right: the system's own words, and the file.
+            raise UnavailableError(
+                error.strerror or str(error),
+                where=str(error.filename or "the system"),
+                next_step="make room or give the right, then run the task again",
+            ) from None
+    except MlopsError as error:
+        work.console.error(error)
+        raise Exit(code=error.exit_code) from None
+    except KeyboardInterrupt:
+        work.console.line("interrupted: nothing is left half done")
+        raise Exit(code=130) from None
+
+
+# Quality
+
+
+@stage(help={"junit": "write the results as JUnit XML"})
+def lint(work: Work, junit: str = "") -> None:
+    """flake8, types, import rules.
+
+    Examples: inv lint · inv lint --junit reports/lint.xml
+    """
+    from ml_service.quality import lint as run
+
+    run(ROOT, work.console, junit=junit)
+
+
+@stage(help={"junit": "write the results as JUnit XML", "suite": "comma-separated folders of tests/"})
+def test(work: Work, junit: str = "", suite: str = "architecture,unit,contract,integration,scoring") -> None:
+    """Unit, contract and integration tests.
+
+    Examples: inv test · inv test --suite unit · inv test --suite e2e
+    """
+    from ml_service.quality import test as run
+
+    run(ROOT, work.console, suites=suite.split(","), junit=junit)
+
+
+@stage(
+    help={
+        "junit": "write the results as JUnit XML",
+        "xml": "write the coverage as Cobertura XML",
+        "html": "write the coverage as HTML pages",
+    }
+)
+def coverage(work: Work, junit: str = "", xml: str = "", html: str = "") -> None:
+    """The tests with coverage, and a floor.
+
+    When `inv test` has just passed on these very files, its figures are used and nothing runs twice.
+
+    Examples: inv coverage · inv coverage --xml reports/coverage.xml --html htmlcov
+    """
+    from ml_service.quality import coverage as run
+
+    run(ROOT, work.console, junit=junit, xml=xml, html=html)
+
+
+# Training
+
+
+@stage(help={"data": "another file than the project's own"})
+def validate_data(work: Work, data: str = "") -> None:
+    """Schema, missing values, ranges, drift against the training reference.
+
+    Examples: inv validate-data · inv validate-data --data new.csv
+    """
+    from ml_service import workflows
+
+    workflows.validate_data(work.settings, work.console, data)
+
+
+@stage(changes="freeze the training pipeline under the build id")
+def publish(work: Work) -> None:
+    """Build the training pipeline, publish it under the build id, print its id.
+
+    Examples: inv publish · inv publish --build-id 20260101.1
+    """
+    from ml_service import workflows
+
+    workflows.publish(work.settings, work.platform, work.console)
+
+
+@stage(
+    help={
+        "pipeline_id": "another pipeline than the one this build published",
+        "wait": "return at once; check-model takes it up",
+    },
+    changes="run the published pipeline: train, evaluate, register",
+)
+def train(work: Work, pipeline_id: str = "", wait: bool = True) -> None:
+    """Run the published pipeline: train, evaluate, register.
+
+    Examples: inv train · inv train --no-wait · inv train --pipeline-id ID --platform azureml
+    """
+    from ml_service import workflows
+
+    run = workflows.train(
+        work.settings,
+        work.platform,
+        work.console,
+        pipeline_id=pipeline_id,
+        wait=wait,
+        confirm_cancel=_confirm_cancel(work),
+    )
+    work.console.output("look_at", run.registered or (run.verdict.get("reason", "") if run.verdict else run.url))
+
+
+def _confirm_cancel(work: Work) -> Callable[[], bool]:
+    def confirm() -> bool:
+        if work.settings.platform == "local":
+            return True
+        if not sys.stdin.isatty():
+            return False
+        return input("\ncancel the remote run too? [y/N] ").strip().lower() in ("y", "yes")
+
+    return confirm
+
+
+@stage(
+    help={
+        "fail_if_none": "exit with 7 when no model was registered",
+        "artifact": "say instead which model this artifact holds, and whether it may be deployed",
+    }
+)
+def check_model(work: Work, fail_if_none: bool = False, artifact: str = "") -> None:
+    """Say whether this build registered a model.
+
+    Examples: inv check-model · inv check-model --fail-if-none · inv check-model --artifact artifact
+    """
+    from ml_service import workflows
+
+    if artifact:
+        workflows.check_artifact(work.settings, work.console, _path(artifact))
+        return
+    version = workflows.check_model(work.settings, work.platform, work.console, fail_if_none=fail_if_none)
+    work.console.output("look_at", version.reference if version else workflows.NOT_REGISTERED)
+
+
+@stage(
+    help={
+        "output": "the directory to write (default: artifact)",
+        "model": "NAME:VERSION or champion; default: this build's model",
+    },
+    changes="write the model and the scoring code as an artifact",
+)
+def package_artifact(work: Work, output: str = "artifact", model: str = "") -> None:
+    """DIR/model.json and DIR/package/: the only input of a deployment.
+
+    Examples: inv package-artifact · inv package-artifact --model champion --output artifact
+    """
+    from ml_service import workflows
+
+    workflows.package_artifact(work.settings, work.platform, work.console, output=_path(output), model=model)
+    work.console.output("look_at", f"{output}/model.json")
+
+
+@stage(
+    help={"model": "NAME:VERSION", "reason": "kept with the version"},
+    changes="take the version out of use for good",
+)
+def withdraw(work: Work, model: str, reason: str) -> None:
+    """Never again champion, baseline or deployable; the alias falls back.
+
+    Examples: inv withdraw --model diabetes_regression:3 --reason "trained on a broken export"
+    """
+    from ml_service import workflows
+
+    workflows.withdraw(work.settings, work.platform, work.console, reference=model, reason=reason)
+
+
+# Deployment
+
+
+@stage(help={"artifact": _ARTIFACT, "push": "push it to the registry, too"}, changes="build the scoring image")
+def build_image(work: Work, artifact: str = "artifact", push: bool = False) -> None:
+    """The scoring image; writes image.json.
+
+    Examples: inv build-image · inv build-image --push
+    """
+    from ml_service.targets.image import build
+
+    build(work.settings, work.console, artifact=_path(artifact), push=push)
+
+
+@stage(
+    help={
+        "target": _TARGET,
+        "artifact": _ARTIFACT,
+        "dry_run": _DRY_RUN,
+        "canary": "send the candidate this share of traffic",
+    },
+    changes="deploy",
+)
+def deploy(work: Work, target: str, artifact: str = "artifact", dry_run: bool = False, canary: int = 0) -> None:
+    """Plan, show, apply, wait until healthy.
+
+    Examples: inv deploy --target local · inv deploy --target aks --dry-run · inv deploy --target aks --canary 10
+    """
+    from ml_service import workflows
+
+    workflows.deploy(
+        work.settings,
+        work.platform,
+        work.target(target),
+        work.console,
+        artifact=_path(artifact),
+        dry_run=dry_run,
+        canary_percent=canary or None,
+    )
+    if not dry_run:
+        _say_how_to_use(work, target)
+
+
+@stage(help={"target": _TARGET, "artifact": _ARTIFACT}, changes="ask the live endpoint, and roll back when it fails")
+def smoke(work: Work, target: str, artifact: str = "artifact") -> None:
+    """Ask the live endpoint for the package's own examples, compare the answers.
+
+    When they differ, the version before is put back and the task fails.
+
+    Examples: inv smoke --target local
+    """
+    from ml_service import workflows
+
+    adapter = work.target(target)
+    workflows.smoke(work.settings, adapter, work.console, artifact=_path(artifact))
+    status = adapter.status()
+    work.console.output("look_at", f"{status.url}/score" if status else "")
+
+
+@stage(
+    help={"target": _TARGET, "min_requests": "requests to each version before it decides (default: 500)"},
+    changes="end the canary in favour of the candidate",
+)
+def promote(work: Work, target: str, min_requests: int = 0) -> None:
+    """End a canary: the candidate takes all traffic, unless its metrics are worse.
+
+    Examples: inv promote --target aks · inv promote --target aks --min-requests 2000
+    """
+    from ml_service import workflows
+
+    if min_requests:
+        work.env["CANARY_MIN_REQUESTS"] = str(min_requests)
+    workflows.promote(work.target(target), work.console)
+
+
+@stage(help={"target": _TARGET}, changes="bring back the version before")
+def rollback(work: Work, target: str) -> None:
+    """Back to the version before.
+
+    Examples: inv rollback --target local
+    """
+    from ml_service import workflows
+
+    workflows.rollback(work.settings, work.target(target), work.console)
+
+
+@stage(help={"target": _TARGET}, changes="remove the deployment")
+def undeploy(work: Work, target: str) -> None:
+    """Remove the deployment.
+
+    Examples: inv undeploy --target local
+    """
+    from ml_service import workflows
+
+    workflows.undeploy(work.target(target), work.console)
+
+
+@stage(help={"target": _TARGET, "artifact": _ARTIFACT}, changes="ship the champion with today's scoring code")
+def redeploy(work: Work, target: str, artifact: str = "artifact") -> None:
+    """The champion with today's scoring code: package, image, deploy, smoke.
+
+    Examples: inv redeploy --target local
+    """
+    from ml_service import workflows
+
+    def image() -> None:
+        # On this machine a package serves as it is; the others take an image, the remote ones by its digest.
+        if target in ("docker", "aks", "aci", "webapp"):
+            from ml_service.targets.image import build
+
+            build(work.settings, work.console, artifact=_path(artifact), push=target != "docker")
+
+    workflows.redeploy(
+        work.settings, work.platform, work.target(target), work.console, artifact=_path(artifact), build_image=image
+    )
+
+
+@stage(help={"target": _TARGET, "json": "as one JSON object"})
+def status(work: Work, target: str, json: bool = False) -> None:
+    """What serves there.
+
+    Examples: inv status --target local · inv status --target local --json
+    """
+    from ml_service.report import status_json, status_text
+
+    found = work.target(target).status()
+    work.console.line(status_json(found) if json else status_text(target, found))
+
+
+@stage(help={"target": _TARGET, "lines": "how many of the last lines"})
+def logs(work: Work, target: str, lines: int = 50) -> None:
+    """What it says.
+
+    Examples: inv logs --target local --lines 200
+    """
+    for line in work.target(target).logs(lines):
+        work.console.line(line)
+
+
+@stage(help={"target": _TARGET, "show": "the values, too; refused under Azure Pipelines", "json": "as one JSON object"})
+def keys(work: Work, target: str, show: bool = False, json: bool = False) -> None:
+    """The endpoint's keys: names; values with --show.
+
+    Examples: inv keys --target local · inv keys --target local --show --json
+    """
+    from ml_service import workflows
+    from ml_service.report import keys_text
+
+    found = workflows.keys(work.settings, work.target(target), show=show)
+    work.console.line(keys_text(found, show=show, as_json=json))
+
+
+# The whole
+
+
+@stage(changes="run every stage on this machine")
+def ci(work: Work) -> None:
+    """Every stage on this machine, then a table: what `make ci` runs.
+
+    Examples: inv ci · CI=true inv ci
+    """
+    from ml_service import builds, workflows
+    from ml_service.stages import exit_code, run_stages
+    from ml_service.table import print_table
+
+    resolved = builds.mint(work.settings)
+    work.console.line(str(resolved))
+    outcomes = run_stages(ROOT, {**work.env, **_as_env(work), "BUILD_BUILDID": resolved.build.id}, work.console)
+    print_table(outcomes)
+    if work.settings.is_ci:
+        workflows.undeploy(work.target("local"), work.console)
+    else:
+        _say_what_serves(work)
+    if code := exit_code(outcomes):
+        raise Exit(code=code)
+
+
+def _as_env(work: Work) -> dict[str, str]:
+    return {"MLOPS_PLATFORM": work.settings.platform, "MLOPS_PROJECT": work.settings.project}
+
+
+def _say_what_serves(work: Work) -> None:
+    found = work.target("local").status()
+    if found:
+        work.console.line(f"{found.model['name']}:{found.model['version']} {found.state} at {found.url}/score")
+        work.console.line("ask it: inv smoke --target local · its keys: inv keys --target local --show")
+        work.console.line("stop it: inv undeploy --target local")
+
+
+def _say_how_to_use(work: Work, target: str) -> None:
+    found = work.target(target).status()
+    work.console.output("look_at", f"{found.url}/score" if found else "")
+    work.console.line(f"keys: inv keys --target {target} --show · stop it: inv undeploy --target {target}")
+
+
+@stage(help={"port": "where it listens (default: 5000)"})
+def ui(work: Work, port: int = 5000) -> None:
+    """The tracking user interface on the local store; Ctrl-C ends it.
+
+    Examples: inv ui · inv ui --port 5050
+    """
+    from ml_service.platforms.mlflow_ui import serve
+
+    serve(work.settings, work.console, port)
+
+
+@stage(help={"port": "where it listens (default: a free port)"})
+def azureml_emulator(work: Work, port: int = 0) -> None:
+    """Azure ML answered on this machine; prints the settings to export. Ctrl-C ends it.
+
+    Examples: inv azureml-emulator > azureml.env & · . ./azureml.env && inv publish --platform azureml
+    """
+    from emulators.azureml.__main__ import serve
+
+    serve(port)
+
+
+@stage(help={"pipelines": "look at the YAML of .azure-pipelines instead: two seconds, no account"})
+def doctor(work: Work, pipelines: bool = False) -> None:
+    """What would fail later, said now.
+
+    Examples: inv doctor · inv doctor --platform azureml · inv doctor --pipelines
+    """
+    if pipelines:
+        from ml_service.pipelines import diagnose
+
+        diagnose(ROOT, work.console, parse_task)
+        return
+    from ml_service import workflows
+
+    workflows.doctor(work.platform, [work.target("local")], work.console)
+
+
+def _path(given: str) -> Path:
+    return Path(given).absolute()
+
+
+def parse_task(words: Sequence[str]) -> str:
+    """The one task that ``inv WORDS`` would run.
+
+    Raises:
+        ValueError: it would run none or several, or has an option that is wrong.
+    """
+    from invoke.exceptions import ParseError
+    from invoke.parser import Parser
+
+    try:
+        called = Parser(contexts=ns.to_contexts()).parse_argv(list(words))
+    except ParseError as error:
+        raise ValueError(f"is no valid call: {error}") from None
+    if len(called) != 1:
+        raise ValueError(f"calls {len(called)} tasks: one line is one task")
+    return str(called[0].name)
+
+
+ns = Collection(*_tasks)
