@@ -1,0 +1,517 @@
+"""The target on a Kubernetes cluster: rolling updates by server-side apply, canaries by replicas. See docs/aks.md."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ml_service.config import Settings
+from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
+from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
+from ml_service.targets import aks_canary as canaries
+from ml_service.targets import aks_credentials, key_file, lease, signing
+from ml_service.targets.aks_versions import (
+    CANARY,
+    CANDIDATE,
+    PREVIOUS,
+    STABLE,
+    Version,
+    deployment,
+    read_version,
+    supporting,
+    track_name,
+)
+from ml_service.targets.cluster import Cluster, Conflict, Object
+from ml_service.targets.manifests import difference
+from ml_service.targets.package_store import PackageStore
+from ml_service.targets.port_forward import forwarded
+from ml_service.targets.rollout import Rollout
+
+_HERE = "target aks"
+_PORT = 8080
+_ROUTES_PATIENCE = 30.0
+_ROUTERS_FOLLOW = 1.0
+"""Seconds: kube-proxy writes its rules at most once a second."""
+
+_APPS = ("apps/v1", "Deployment")
+
+
+class AksTarget:
+    """The Target port on Kubernetes. All state is in the cluster; MLOPS_HOME keeps copies of packages for smoke."""
+
+    name = "aks"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._aks = settings.aks
+        self._packages = PackageStore(settings.home / "targets" / "aks" / settings.aks.name / "packages")
+
+    @functools.cached_property
+    def _cluster(self) -> Cluster:
+        return aks_credentials.connect(self._settings)
+
+    # The port.
+
+    def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
+        """See Target 1. The server itself says what would change (dry run), and who else owns it."""
+        signing.check(self._settings, release)
+        wanted = Version.of(release, self._settings)
+        self._refuse_during_canary()
+        if canary_percent is not None:
+            return Plan(self.name, release, self._canary_steps(wanted, canary_percent), canary_percent)
+        return Plan(self.name, release, self._steps(wanted))
+
+    def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status:
+        """See Target 2, 3 and 4."""
+        if plan.steps:
+            wanted = Version.of(plan.release, self._settings)
+            signing.check(self._settings, plan.release)
+            self._packages.add(plan.release)
+            with self._changing(progress):
+                self._refuse_during_canary()
+                if plan.canary_percent is not None:
+                    self._start_canary(wanted, plan.canary_percent, verify, progress)
+                else:
+                    self._deploy(wanted, read_version(self._stable()), verify, progress)
+            self._forget_packages()
+        return self._serving()
+
+    def endpoint(self) -> Endpoint:
+        """See Target 7."""
+        stable = read_version(self._stable())
+        if stable is None:
+            raise _nothing_deployed()
+        return Endpoint(self._url(wait=0), self._key(stable))
+
+    def status(self) -> Status | None:
+        """See Target 5."""
+        stable = self._stable()
+        version, previous = read_version(stable), read_version(stable, PREVIOUS)
+        if stable is None or version is None:
+            return None
+        return Status(
+            target=self.name,
+            url=self._url(wait=0),
+            model=version.model,
+            build_id=version.build_id,
+            package=str(self._packages.path(version.package_sha256)),
+            package_sha256=version.package_sha256,
+            image_digest=version.digest,
+            since=version.since,
+            previous=previous.model if previous else None,
+            state=self._state(stable),
+        )
+
+    def rollback(self, verify: Verify, progress: Progress) -> Status:
+        """See Target 5. During a canary it removes the candidate; else it brings back the version before."""
+        with self._changing(progress):
+            if self._canary() is not None:
+                self._end_canary(progress)
+                return self._serving()
+            previous = read_version(self._stable(), PREVIOUS)
+            if previous is None:
+                raise UsageError(
+                    "there is no version before to go back to", where=_HERE, next_step="see: inv status --target aks"
+                )
+            self._deploy(previous, None, verify, progress)
+        self._forget_packages()
+        return self._serving()
+
+    def promote(self, progress: Progress) -> Status:
+        """See Target 5. The candidate takes all traffic when its metrics are no worse than those of the other one."""
+        with self._changing(progress):
+            running = self._canary()
+            version = read_version(running)
+            if running is None or version is None:
+                raise UsageError(
+                    "there is no canary to promote", where=_HERE, next_step="run: inv deploy --target aks --canary 10"
+                )
+            canaries.judge(self._cluster, self._settings, running, self._key(version), progress)
+            self._replace_stable(version, read_version(self._stable()), progress)
+            self._end_canary(progress)
+        self._forget_packages()
+        return self._serving()
+
+    def undeploy(self, progress: Progress) -> None:
+        """See Target 6. What the pods said stays wherever the cluster collects logs."""
+        with self._changing(progress):
+            progress("removing everything that belongs to the deployment")
+            for track in (CANARY, CANDIDATE, STABLE):
+                self._cluster.delete(*_APPS, track_name(self._settings, track))
+            for body in self._around(self._replica_range()):
+                self._cluster.delete(body["apiVersion"], body["kind"], body["metadata"]["name"])
+            self._cluster.delete("v1", "Secret", self._secret_name)
+            self._wait_until_gone(progress)
+            self._packages.keep_only(())
+
+    def logs(self, lines: int) -> Sequence[str]:
+        """See Target 7: of all pods, each line with its pod."""
+        if lines <= 0:
+            return []
+        mask = self._mask()
+        found: list[str] = []
+        for pod in self._pods():
+            name = pod["metadata"]["name"]
+            found += [f"{name} {mask(line)}" for line in self._cluster.log(name, lines)]
+        return found[-lines:]
+
+    def keys(self) -> Keys:
+        """See Target 7."""
+        if self._stable() is None:
+            raise _nothing_deployed()
+        return self._read_keys()
+
+    def diagnose(self) -> Sequence[Finding]:
+        """Whether the cluster answers, what it serves, and whether we may change what a deployment changes."""
+        try:
+            cluster = self._cluster
+            versions = [api for api in ("autoscaling/v2", "policy/v1") if cluster.serves(api)]
+            self._around(self._replica_range())
+            rights = self._missing_rights()
+        except MlopsError as error:
+            return [Finding("cluster", False, str(error.what), error.next_step)]
+        return [
+            Finding("cluster", True, f"{cluster.address} answers; serves {', '.join(versions) or 'older groups only'}"),
+            Finding("rights", not rights, f"missing: {', '.join(rights)}" if rights else "enough", "see docs/aks.md"),
+        ]
+
+    # The steps of a deployment.
+
+    def _steps(self, wanted: Version) -> list[Step]:
+        stable = self._stable()
+        current = read_version(stable)
+        steps = [step for body in self._around(self._replica_range()) if (step := self._step(body))]
+        if self._cluster.get("v1", "Secret", self._secret_name) is None:
+            steps.append(Step("create", f"Secret {self._secret_name}, with two new keys"))
+        same = wanted.same_as(current)
+        assert current is not None or not same
+        shown = current if same and current else wanted
+        previous = read_version(stable, PREVIOUS) if same else current
+        change = self._step(deployment(self._settings, shown, STABLE, previous))
+        if change:
+            who = f"{wanted} in a pod of its own, which serves nobody"
+            steps += [Step("start", who), Step("verify", f"{wanted} in that pod"), change]
+        return steps
+
+    def _step(self, body: Object) -> Step | None:
+        kind, name = body["kind"], body["metadata"]["name"]
+        before = self._cluster.get(body["apiVersion"], kind, name)
+        after = self._cluster.apply(body, dry_run=True, force=self._aks.take_over)
+        diff = difference(before, after)
+        return Step("change" if before else "create", f"{kind} {name}", diff) if diff else None
+
+    def _canary_steps(self, wanted: Version, percent: int) -> list[Step]:
+        stable = self._stable()
+        current = read_version(stable)
+        if stable is None or current is None:
+            raise UsageError(
+                "nothing serves yet that a canary could stand beside",
+                where="--canary",
+                next_step="run: inv deploy --target aks",
+            )
+        if wanted.same_as(current):
+            return []
+        share = canaries.share(percent, self._aks)
+        return [
+            Step("start", f"{wanted} in a pod of its own, which serves nobody"),
+            Step("verify", f"{wanted} in that pod"),
+            Step("create", f"Deployment {track_name(self._settings, CANARY)}: {share.canary} pods of {wanted}"),
+            Step("scale", f"{current} to {share.stable} pods: {share.percent:.1f} % of the traffic goes to {wanted}"),
+        ]
+
+    def _deploy(self, wanted: Version, previous: Version | None, verify: Verify, progress: Progress) -> None:
+        """Ask ``wanted`` in a pod of its own, then replace what serves, pod by pod."""
+        self._prepare()
+        current = read_version(self._stable())
+        if wanted.same_as(previous):
+            previous = read_version(self._stable(), PREVIOUS)
+        try:
+            self._question(wanted, verify, progress)
+            self._replace_stable(wanted, previous, progress)
+        finally:
+            self._cluster.delete(*_APPS, track_name(self._settings, CANDIDATE))
+            if current is None and read_version(self._stable()) is None:
+                self._remove_surroundings()
+        progress(f"{wanted} serves")
+
+    def _prepare(self) -> None:
+        """Everything around the Deployments; what is as it should be stays as it is."""
+        for body in self._around(self._replica_range()):
+            self._cluster.apply(body, force=self._aks.take_over)
+        with suppress(Conflict):
+            if self._cluster.get("v1", "Secret", self._secret_name) is None:
+                self._cluster.create(self._new_secret())
+
+    def _question(self, wanted: Version, verify: Verify, progress: Progress) -> None:
+        progress(f"starting {wanted} in a pod of its own")
+        body = self._cluster.apply(deployment(self._settings, wanted, CANDIDATE), force=True)
+        rollout = Rollout(self._cluster, body, self._mask())
+        rollout.wait(str(wanted), self._aks.startup_timeout, progress)
+        pod = rollout.pods()[0]["metadata"]["name"]
+        with forwarded(self._cluster, pod, _PORT) as url:
+            progress(f"{wanted} is ready; questioning pod {pod}")
+            try:
+                verify(Endpoint(url, self._key(wanted)), self._packages.find(wanted.package_sha256))
+            except Exception as error:
+                if isinstance(error, MlopsError) and not isinstance(error, UnhealthyError):
+                    raise
+                why = error.what if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
+                lines = "".join(f"\n  | {self._mask()(line)}" for line in self._cluster.log(pod, 15))
+                raise UnhealthyError(
+                    f"{wanted} was up, but did not pass: {why}\nlast that it said:{lines or ' nothing'}",
+                    where=_HERE,
+                    next_step="what served before still serves",
+                ) from error
+
+    def _replace_stable(self, wanted: Version, previous: Version | None, progress: Progress) -> None:
+        before = self._stable()
+        body = deployment(self._settings, wanted.serving_now(), STABLE, previous)
+        applied = self._cluster.apply(body, force=self._aks.take_over)
+        progress(f"rolling {wanted} out")
+        rollout = Rollout(self._cluster, applied, self._mask())
+        try:
+            rollout.wait(str(wanted), self._rollout_timeout(applied), progress)
+            pods = _names(rollout.pods())
+            self._wait_for_routes(lambda led: bool(led) and all(self._is_canary(pod) for pod in led - pods))
+        except BaseException:
+            progress("going back to the version before")
+            self._put_back(before)
+            raise
+
+    def _wait_for_routes(self, there: Callable[[set[str]], bool]) -> None:
+        """Until ``there`` accepts the pods that the Service leads to, and routers have had a moment to follow."""
+        deadline = time.monotonic() + _ROUTES_PATIENCE
+        while time.monotonic() < deadline:
+            points = self._cluster.get("v1", "Endpoints", self._aks.name) or {}
+            found = [one for part in points.get("subsets") or [] for one in part.get("addresses", [])]
+            if there({one["targetRef"]["name"] for one in found}):
+                break
+            time.sleep(0.2)
+        time.sleep(_ROUTERS_FOLLOW)
+
+    def _is_canary(self, pod: str) -> bool:
+        return pod.startswith(f"{track_name(self._settings, CANARY)}-")
+
+    def _put_back(self, before: Object | None) -> None:
+        """The Deployment as it was. Its pods were never all gone, so this is quick."""
+        current, previous = read_version(before), read_version(before, PREVIOUS)
+        if current is None:
+            self._cluster.delete(*_APPS, track_name(self._settings, STABLE))
+        else:
+            self._cluster.apply(deployment(self._settings, current, STABLE, previous), force=True)
+
+    def _rollout_timeout(self, body: Object) -> float:
+        """Pods are replaced a quarter at a time."""
+        replicas = int(body["spec"].get("replicas", 1))
+        return self._aks.startup_timeout * min(replicas, 4) + self._aks.drain_seconds
+
+    # The canary.
+
+    def _start_canary(self, wanted: Version, percent: int, verify: Verify, progress: Progress) -> None:
+        share = canaries.share(percent, self._aks)
+        self._prepare()
+        name = track_name(self._settings, CANARY)
+        try:
+            self._question(wanted, verify, progress)
+            # The share holds as long as the numbers of pods do.
+            self._apply_range(share.stable, share.stable)
+            self._cluster.scale(track_name(self._settings, STABLE), share.stable)
+            self._wait_for_stable(progress)
+            body = deployment(self._settings, wanted.serving_now(), CANARY)
+            body["metadata"]["annotations"][canaries.SHARE] = f"{share.percent:.1f}"
+            body["metadata"]["annotations"][canaries.BASELINE] = canaries.baseline(
+                self._cluster, self._settings, self._key(wanted)
+            )
+            applied = self._cluster.apply(body, force=True)
+            self._cluster.scale(name, share.canary)
+            rollout = Rollout(self._cluster, applied, self._mask())
+            rollout.wait(str(wanted), self._rollout_timeout(applied), progress)
+            pods = _names(rollout.pods())
+            self._wait_for_routes(lambda led: pods <= led)
+        except BaseException:
+            self._end_canary(progress)
+            raise
+        finally:
+            self._cluster.delete(*_APPS, track_name(self._settings, CANDIDATE))
+        progress(f"{wanted} gets {share.percent:.1f} % of the traffic: {share.canary} of {share.total} pods")
+
+    def _wait_for_stable(self, progress: Progress) -> None:
+        stable = self._stable()
+        if stable is not None:
+            timeout = self._rollout_timeout(stable)
+            Rollout(self._cluster, stable, self._mask()).wait("the serving version", timeout, progress)
+
+    def _end_canary(self, progress: Progress) -> None:
+        self._cluster.delete(*_APPS, track_name(self._settings, CANARY))
+        self._apply_range(*self._replica_range())
+        progress("the canary is over")
+
+    def _apply_range(self, least: int, most: int) -> None:
+        for body in self._around((least, most)):
+            if body["kind"] == "HorizontalPodAutoscaler":
+                self._cluster.apply(body, force=True)
+
+    def _canary(self) -> Object | None:
+        return self._cluster.get(*_APPS, track_name(self._settings, CANARY))
+
+    def _refuse_during_canary(self) -> None:
+        if self._canary() is not None:
+            raise UsageError(
+                "a canary is running",
+                where=_HERE,
+                next_step="end it: inv promote --target aks, or inv rollback --target aks",
+            )
+
+    # What there is.
+
+    def _stable(self) -> Object | None:
+        return self._cluster.get(*_APPS, track_name(self._settings, STABLE))
+
+    def _serving(self) -> Status:
+        self._url(wait=self._aks.startup_timeout)
+        status = self.status()
+        if status is None:
+            raise _nothing_deployed()
+        return status
+
+    def _state(self, stable: Object) -> str:
+        if not stable.get("status", {}).get("availableReplicas", 0):
+            return "down: no pod is ready; see inv logs --target aks"
+        canary = self._canary()
+        version = read_version(canary)
+        if canary is None or version is None:
+            return "serving"
+        percent = canary["metadata"]["annotations"].get(canaries.SHARE, "?")
+        return f"serving; canary: {version} gets {percent} % of the traffic"
+
+    def _around(self, replicas: tuple[int, int]) -> list[Object]:
+        """Everything but Deployments and keys, in the newest versions that the cluster serves."""
+        cluster = self._cluster
+        names = ["serviceaccount", "networkpolicy", "service"]
+        names.append("hpa-v2" if cluster.serves("autoscaling/v2") else "hpa-v1")
+        budget = next((api for api in ("policy/v1", "policy/v1beta1") if cluster.serves(api)), "")
+        names += ["pdb"] if budget else []
+        names += ["ingress"] if self._aks.host else []
+        folder = self._settings.root / "scoring" / "k8s"
+        values = {"min_replicas": replicas[0], "max_replicas": replicas[1]}
+        found = supporting(self._settings, folder, names, values)
+        return [{**body, "apiVersion": budget} if body["kind"] == "PodDisruptionBudget" else body for body in found]
+
+    def _replica_range(self) -> tuple[int, int]:
+        return self._aks.min_replicas, self._aks.max_replicas
+
+    def _remove_surroundings(self) -> None:
+        for body in self._around(self._replica_range()):
+            self._cluster.delete(body["apiVersion"], body["kind"], body["metadata"]["name"])
+
+    def _pods(self) -> Sequence[Object]:
+        return self._cluster.list("v1", "Pod", labelSelector=f"app.kubernetes.io/name={self._aks.name}")
+
+    def _wait_until_gone(self, progress: Progress) -> None:
+        """Until no container runs; the cluster then clears up behind the pods at its own pace."""
+        deadline = time.monotonic() + 60 + self._aks.drain_seconds
+        while left := [pod for pod in self._pods() if _runs(pod)]:
+            if time.monotonic() > deadline:
+                return progress(f"{len(left)} pods take long to end; the cluster kills them in the end")
+            time.sleep(0.5)
+        progress("nothing runs any more")
+
+    def _url(self, wait: float) -> str:
+        """Where clients get in. A load balancer's address takes time: at most ``wait`` seconds."""
+        if self._aks.host:
+            return f"https://{self._aks.host}"
+        deadline = time.monotonic() + wait
+        while True:
+            service = self._cluster.get("v1", "Service", self._aks.name) or {"spec": {}}
+            if url := self._service_url(service):
+                return url
+            if time.monotonic() > deadline:
+                return "http://pending"
+            time.sleep(1)
+
+    def _service_url(self, service: Object) -> str:
+        kind = service["spec"].get("type", "ClusterIP")
+        if kind == "LoadBalancer":
+            points = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+            return f"http://{points[0].get('ip') or points[0]['hostname']}" if points else ""
+        if kind == "NodePort":
+            return f"http://{self._cluster.host}:{service['spec']['ports'][0]['nodePort']}"
+        return f"http://{service['spec'].get('clusterIP', 'pending')}"
+
+    def _missing_rights(self) -> list[str]:
+        wanted = [("patch", "apps", "deployments"), ("patch", "", "services"), ("create", "", "secrets")]
+        wanted += [("create", "coordination.k8s.io", "leases"), ("create", "", "pods/portforward")]
+        return [f"{verb} {resource}" for verb, group, resource in wanted if not self._may(verb, group, resource)]
+
+    def _may(self, verb: str, group: str, resource: str) -> bool:
+        name, _, part = resource.partition("/")
+        return self._cluster.may(verb, group, name, part)
+
+    # Keys.
+
+    @property
+    def _secret_name(self) -> str:
+        return f"{self._aks.name}-keys"
+
+    def _new_secret(self) -> Object:
+        labels = {"app.kubernetes.io/name": self._aks.name, "app.kubernetes.io/managed-by": "mlops-tasks"}
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": self._secret_name, "labels": labels},
+            "stringData": {"keys.json": json.dumps(key_file.new_keys())},
+        }
+
+    def _key(self, version: Version) -> str:
+        return "" if version.environment.get("SCORING_AUTH", "").lower() == "off" else self._read_keys().primary
+
+    def _read_keys(self) -> Keys:
+        secret = self._cluster.get("v1", "Secret", self._secret_name)
+        data: Mapping[str, str] = (secret or {}).get("data", {})
+        try:
+            return Keys(**json.loads(base64.b64decode(data["keys.json"])))
+        except (KeyError, ValueError, TypeError):
+            raise UnavailableError(
+                "holds no two keys", where=f"Secret {self._secret_name}", next_step="run: inv undeploy --target aks"
+            ) from None
+
+    def _mask(self) -> Any:
+        keys: list[str] = []
+        with suppress(MlopsError):
+            found = self._read_keys()
+            keys = [found.primary, found.secondary]
+
+        def mask(line: str) -> str:
+            for key in keys:
+                line = line.replace(key, "***")
+            return line
+
+        return mask
+
+    def _forget_packages(self) -> None:
+        stable = self._stable()
+        used = [read_version(stable), read_version(stable, PREVIOUS), read_version(self._canary())]
+        self._packages.keep_only({version.package_sha256 for version in used if version})
+
+    @contextmanager
+    def _changing(self, progress: Progress) -> Iterator[None]:
+        patience = 3 * self._aks.startup_timeout
+        with lease.held(self._cluster, f"{self._aks.name}-deployment", progress, patience=patience):
+            yield
+
+
+def _names(pods: Sequence[Object]) -> set[str]:
+    return {pod["metadata"]["name"] for pod in pods}
+
+
+def _runs(pod: Object) -> bool:
+    return any("running" in one.get("state", {}) for one in pod.get("status", {}).get("containerStatuses", []))
+
+
+def _nothing_deployed() -> UsageError:
+    return UsageError("nothing is deployed", where=_HERE, next_step="run: inv deploy --target aks")

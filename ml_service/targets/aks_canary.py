@@ -1,0 +1,214 @@
+"""A canary by replicas: which share of the traffic is reached, and whether the candidate's metrics let it take over.
+
+Traffic metrics tell whether the service works. They do not judge the quality of a model: docs/aks.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ml_service.config import AksSettings, Settings
+from ml_service.errors import UnavailableError, UnhealthyError, UsageError
+from ml_service.ports import Progress
+from ml_service.targets.aks_versions import CANARY, STABLE, read_version
+from ml_service.targets.cluster import Cluster, Object
+from ml_service.targets.port_forward import forwarded
+
+SHARE, BASELINE = "mlops/canary-percent", "mlops/canary-baseline"
+
+TOLERANCE = 5.0
+"""Points that the share reached may differ from the one asked for."""
+
+_NEAR_ENOUGH = 2.0
+"""Points of difference for which no further pod is spent."""
+
+SLOWDOWN = 1.5
+"""How much the candidate's 95th percentile may exceed that of the serving version."""
+
+_SIGNIFICANT = 2.33
+"""Standard errors by which the candidate's error rate must exceed the other one: one-sided, 1 %."""
+
+_PORT = 8080
+_REQUESTS = re.compile(r'^scoring_requests_total\{route="score",status="(\d+)"\} (\S+)$', re.MULTILINE)
+_BUCKET = re.compile(r'^scoring_request_duration_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Numbers of pods. Each pod gets the same part of the traffic, so they are the share."""
+
+    stable: int
+    canary: int
+
+    @property
+    def total(self) -> int:
+        """All pods."""
+        return self.stable + self.canary
+
+    @property
+    def percent(self) -> float:
+        """What the candidate gets."""
+        return 100 * self.canary / self.total
+
+
+def share(percent: int, aks: AksSettings) -> Share:
+    """The fewest pods that come near ``percent``, within the limits of the settings.
+
+    Raises:
+        UsageError: ``percent`` is no share, or is missed by more than TOLERANCE points.
+    """
+    if not 1 <= percent <= 99:
+        raise UsageError("a canary gets from 1 to 99 %", where="--canary", next_step="use such as --canary 10")
+    possible = [
+        Share(stable, canary)
+        for stable in range(aks.min_replicas, aks.max_replicas)
+        for canary in range(1, aks.max_replicas - stable + 1)
+    ]
+    if not possible:
+        raise UsageError(
+            "leaves no pod for a canary",
+            where=f"AKS_MAX_REPLICAS={aks.max_replicas}",
+            next_step="set AKS_MAX_REPLICAS to more than AKS_MIN_REPLICAS",
+        )
+    best = min(possible, key=lambda one: (max(0.0, abs(one.percent - percent) - _NEAR_ENOUGH), one.total))
+    if abs(best.percent - percent) > TOLERANCE:
+        raise UsageError(
+            f"with at most {aks.max_replicas} pods the nearest to {percent} % is {best.percent:.1f} %",
+            where="--canary",
+            next_step=f"set AKS_MAX_REPLICAS higher, or use --canary {round(best.percent)}",
+        )
+    return best
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What pods counted: requests, failures (5xx), and the latency histogram (cumulative counts by upper bound, s)."""
+
+    requests: float = 0
+    failures: float = 0
+    buckets: Mapping[float, float] = field(default_factory=dict)
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return self._combined(other, 1)
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return self._combined(other, -1)
+
+    def _combined(self, other: Traffic, sign: int) -> Traffic:
+        buckets = Counter(self.buckets)
+        for bound, count in other.buckets.items():
+            buckets[bound] += sign * count  # type: ignore[assignment]
+        return Traffic(
+            self.requests + sign * other.requests, self.failures + sign * other.failures, dict(sorted(buckets.items()))
+        )
+
+    @property
+    def failure_rate(self) -> float:
+        """Failures a request."""
+        return self.failures / self.requests if self.requests else 0.0
+
+    def quantile(self, q: float) -> float:
+        """An estimate of the latency's quantile, in seconds, linear inside a bucket."""
+        total = max(self.buckets.values(), default=0.0)
+        lower, below = 0.0, 0.0
+        for bound, count in self.buckets.items():
+            if total and count >= q * total:
+                if math.isinf(bound):
+                    return lower
+                part = (q * total - below) / (count - below) if count > below else 1.0
+                return lower + part * (bound - lower)
+            lower, below = bound, count
+        return lower
+
+
+def parse(exposition: str) -> Traffic:
+    """What one pod's /metrics says about scoring requests."""
+    by_status = [(int(status), float(count)) for status, count in _REQUESTS.findall(exposition)]
+    return Traffic(
+        requests=sum(count for _, count in by_status),
+        failures=sum(count for status, count in by_status if status >= 500),
+        buckets={float(bound.replace("+Inf", "inf")): float(count) for bound, count in _BUCKET.findall(exposition)},
+    )
+
+
+def verdict(stable: Traffic, canary: Traffic, least: int) -> tuple[bool | None, str]:
+    """Whether the candidate may take over (None: undecided), and why."""
+    counted = f"{canary.requests:.0f} requests to the candidate, {stable.requests:.0f} to the serving version"
+    if min(canary.requests, stable.requests) < least:
+        return None, f"undecided: {counted}; {least} of each are needed"
+    both = (canary.failures + stable.failures) / (canary.requests + stable.requests)
+    error = math.sqrt(both * (1 - both) * (1 / canary.requests + 1 / stable.requests))
+    if error and (canary.failure_rate - stable.failure_rate) / error > _SIGNIFICANT:
+        rates = f"{100 * canary.failure_rate:.2f} % against {100 * stable.failure_rate:.2f} %"
+        return False, f"the candidate fails more often: {rates} ({counted})"
+    slow, usual = canary.quantile(0.95), stable.quantile(0.95)
+    times = f"95th percentile {1000 * slow:.2f} ms against {1000 * usual:.2f} ms"
+    if slow > SLOWDOWN * usual:
+        return False, f"the candidate is slower: {times} ({counted})"
+    return True, f"no worse: {times}, {canary.failures:.0f} against {stable.failures:.0f} failures ({counted})"
+
+
+def baseline(cluster: Cluster, settings: Settings, key: str) -> str:
+    """What each pod of the serving version has counted by now, as JSON: only what comes after it is compared."""
+    counted = _by_pod(cluster, settings, STABLE, key)
+    return json.dumps({pod: [one.requests, one.failures, _listed(one.buckets)] for pod, one in counted.items()})
+
+
+def judge(cluster: Cluster, settings: Settings, canary: Object, key: str, progress: Progress) -> None:
+    """Compare what both versions' pods have counted since the canary began.
+
+    Raises:
+        UnavailableError: there were too few requests to decide.
+        UnhealthyError: the candidate is worse; it stays a canary.
+    """
+    raw = json.loads(canary["metadata"]["annotations"].get(BASELINE, "{}"))
+    before = {pod: Traffic(one[0], one[1], {float(b): n for b, n in one[2]}) for pod, one in raw.items()}
+    now = _by_pod(cluster, settings, STABLE, key)
+    stable = _sum(one - before.get(pod, Traffic()) for pod, one in now.items())
+    candidate = _sum(_by_pod(cluster, settings, CANARY, key).values())
+    accepted, why = verdict(stable, candidate, settings.aks.canary_min_requests)
+    progress(why)
+    if accepted is None:
+        raise UnavailableError(
+            why, where="target aks", next_step="wait for more traffic, or lower --min-requests; the canary goes on"
+        )
+    if not accepted:
+        version = read_version(canary)
+        raise UnhealthyError(why, where=f"canary of {version}", next_step="end it: inv rollback --target aks")
+
+
+def _listed(buckets: Mapping[float, float]) -> Sequence[tuple[str, float]]:
+    return [(str(bound), count) for bound, count in buckets.items()]
+
+
+def _sum(parts: Iterable[Traffic]) -> Traffic:
+    return sum(parts, Traffic())
+
+
+def _by_pod(cluster: Cluster, settings: Settings, track: str, key: str) -> dict[str, Traffic]:
+    selector = f"app.kubernetes.io/name={settings.aks.name},mlops/track={track}"
+    pods = [
+        pod["metadata"]["name"]
+        for pod in cluster.list("v1", "Pod", labelSelector=selector)
+        if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running"
+    ]
+    return {pod: _ask(cluster, pod, key) for pod in pods}
+
+
+def _ask(cluster: Cluster, pod: str, key: str) -> Traffic:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with forwarded(cluster, pod, _PORT) as url:
+            request = urllib.request.Request(f"{url}/metrics", headers=headers)
+            with urllib.request.urlopen(request, timeout=15) as answer:
+                return parse(answer.read().decode())
+    except OSError as error:
+        raise UnavailableError(
+            f"its metrics cannot be read ({error})", where=f"pod {pod}", next_step="see: inv logs --target aks"
+        ) from None

@@ -1,0 +1,28 @@
+"""Signing in to Azure: the service principal of the settings, or whatever this machine or agent is signed in with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_service.config import Settings
+from ml_service.errors import ConfigurationError
+
+
+def credential(settings: Settings) -> Any:
+    """An azure-identity credential; it asks for nothing before its first use.
+
+    Raises:
+        ConfigurationError: azure-identity is not installed.
+    """
+    try:
+        from azure.identity import ClientSecretCredential, DefaultAzureCredential
+    except ImportError:
+        raise ConfigurationError(
+            "the package azure-identity is not installed",
+            where="azure",
+            next_step="install the Azure libraries: python requirements/sync.py .venv requirements/all.txt",
+        ) from None
+    azure = settings.azure
+    if azure.sp_app_id and azure.sp_app_secret and azure.tenant_id:
+        return ClientSecretCredential(azure.tenant_id, azure.sp_app_id, azure.sp_app_secret)
+    return DefaultAzureCredential(exclude_interactive_browser_credential=True)

@@ -1,0 +1,117 @@
+"""Waiting for a Deployment to come up, and saying why when it does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from ml_service.errors import UnhealthyError
+from ml_service.ports import Progress
+from ml_service.targets.cluster import Cluster, Object
+
+_POLL = 0.5
+_SAY_AGAIN = 5.0
+_LAST_LINES = 15
+
+_HOPELESS = (
+    *("CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError"),
+    *("CreateContainerError", "RunContainerError"),
+)
+"""Reasons for which a container waits that waiting does not cure within a deployment."""
+
+Mask = Callable[[str], str]
+
+
+class Rollout:
+    """Watches the pods of one Deployment that hold one package."""
+
+    def __init__(self, cluster: Cluster, deployment: Object, mask: Mask) -> None:
+        self._cluster = cluster
+        self._deployment = deployment
+        self._mask = mask
+        self._name: str = deployment["metadata"]["name"]
+
+    def wait(self, what: str, timeout: float, progress: Progress) -> None:
+        """Until every pod holds the new version and is ready.
+
+        Raises:
+            UnhealthyError: it does not come up: with events and the pods' last lines.
+        """
+        deadline = time.monotonic() + timeout
+        said = time.monotonic()
+        while True:
+            now = self._cluster.get("apps/v1", "Deployment", self._name)
+            if now is None:
+                raise self._failed(what, "its Deployment was deleted")
+            if _is_complete(now):
+                return
+            if why := self._hopeless(now):
+                raise self._failed(what, why)
+            if time.monotonic() > deadline:
+                raise self._failed(what, f"it was not ready after {timeout:g} s")
+            if time.monotonic() - said > _SAY_AGAIN:
+                said = time.monotonic()
+                progress(f"{what}: {_how_far(now)}")
+            time.sleep(_POLL)
+
+    def pods(self) -> Sequence[Object]:
+        """The pods of the new version, those that end left out."""
+        labels = self._deployment["spec"]["selector"]["matchLabels"]
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        wanted = self._deployment["spec"]["template"]["metadata"]["annotations"]["mlops/package-sha256"]
+        return [
+            pod
+            for pod in self._cluster.list("v1", "Pod", labelSelector=selector)
+            if pod["metadata"].get("annotations", {}).get("mlops/package-sha256") == wanted
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
+
+    def _hopeless(self, deployment: Object) -> str:
+        for condition in deployment.get("status", {}).get("conditions", []):
+            if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+                return f"the cluster makes no pod: {condition.get('message', '')}"
+            if condition.get("reason") == "ProgressDeadlineExceeded":
+                return str(condition.get("message", "it made no progress"))
+        for pod in self.pods():
+            if why := _pod_trouble(pod):
+                return f"pod {pod['metadata']['name']}: {why}"
+        return ""
+
+    def _failed(self, what: str, why: str) -> UnhealthyError:
+        said = [f"{what} did not come up: {why}"]
+        for pod in self.pods()[:2]:
+            name = pod["metadata"]["name"]
+            said += [f"  event  {line}" for line in self._events(name)]
+            lines = [*self._cluster.log(name, _LAST_LINES, previous=True), *self._cluster.log(name, _LAST_LINES)]
+            said += [f"  | {self._mask(line)}" for line in lines[-_LAST_LINES:]]
+        return UnhealthyError("\n".join(said), where=f"Deployment {self._name}", next_step="see: inv logs --target aks")
+
+    def _events(self, pod: str) -> list[str]:
+        events = self._cluster.list("v1", "Event", fieldSelector=f"involvedObject.name={pod}")
+        return [f"{event['reason']}: {event.get('message', '')[:300]}" for event in events if event["type"] != "Normal"]
+
+
+def _is_complete(deployment: Object) -> bool:
+    status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
+    if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
+        return False
+    counts = [status.get(name, 0) for name in ("updatedReplicas", "replicas", "availableReplicas")]
+    return bool(wanted > 0 and counts == [wanted] * 3)
+
+
+def _how_far(deployment: Object) -> str:
+    status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
+    new, ready, all_ = (status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas"))
+    return f"{new} of {wanted} pods are new, {ready} of {all_} ready"
+
+
+def _pod_trouble(pod: Object) -> str:
+    for container in pod.get("status", {}).get("containerStatuses", []):
+        waiting = container.get("state", {}).get("waiting", {})
+        if waiting.get("reason") in _HOPELESS:
+            return f"{waiting['reason']} {waiting.get('message', '')[:300]}".strip()
+        ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated")
+        if ended:
+            code, reason = ended.get("exitCode"), ended.get("reason", "")
+            return f"its process ended with code {code} ({reason}) before it was ready"
+    return ""
