@@ -1,0 +1,31 @@
+"""Environments: definitions by name and version. Images are never built: steps run in the emulator's own Python."""
+
+from __future__ import annotations
+
+from emulators.azureml.http import Refusal, Request, Response, Routes
+from emulators.azureml.world import Json, World
+
+routes = Routes(r".*\.api\.azureml\.ms")
+
+
+def _find(world: World, workspace: str, name: str, version: str | None) -> Json:
+    versions = world.workspace(workspace).environments.get(name, [])
+    for found in reversed(versions):
+        if version in (None, "", found["version"]):
+            return found
+    raise Refusal(404, "EnvironmentNotFound", f"No environment exists for name: {name}, version: {version}")
+
+
+@routes.on("GET", "/environment/v1.0{WS}/environments/{name}(/versions/{version})?")
+def get(world: World, request: Request, workspace: str, name: str, version: str | None = None, **_: str) -> Response:
+    return Response(200, _find(world, workspace, name, version))
+
+
+@routes.on("PUT", "/environment/v1.0{WS}/environments/{name}(/versions/{version})?")
+def put(world: World, request: Request, workspace: str, name: str, version: str | None = None, **_: str) -> Response:
+    versions = world.workspace(workspace).environments.setdefault(name, [])
+    definition = request.json()
+    definition["version"] = version or definition.get("version") or str(len(versions) + 1)
+    definition["name"] = name
+    versions.append(definition)
+    return Response(200, definition)

@@ -1,0 +1,67 @@
+"""Faults that are planted: the next calls that match are answered wrongly, and then no more."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from emulators.azureml.http import Refusal, Request, Response
+
+
+@dataclass
+class Fault:
+    """The next ``times`` calls whose ``METHOD host/path`` matches ``where`` (a regular expression) get ``status``.
+
+    Status 0 drops the connection without an answer; ``after`` lets that many matching calls through first.
+    ``done`` also performs the call: the work happened, its answer got lost.
+    """
+
+    where: str
+    status: int
+    times: int = 1
+    after: int = 0
+    done: bool = False
+    code: str = "Emulated"
+    message: str = "a planted fault"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response | None:
+        if not self.status:
+            return None
+        refused = Refusal(self.status, self.code, self.message).response
+        return Response(self.status, refused.body, self.headers)
+
+
+class Faults:
+    """The faults still to come."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._planted: list[Fault] = []
+
+    def plant(self, fault: Fault) -> None:
+        with self._lock:
+            self._planted.append(fault)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._planted.clear()
+
+    def left(self) -> int:
+        """How many wrong answers are still to be given."""
+        with self._lock:
+            return sum(fault.times for fault in self._planted)
+
+    def take(self, request: Request) -> Fault | None:
+        line = f"{request.method} {request.host}{request.path}"
+        with self._lock:
+            for fault in self._planted:
+                if fault.times > 0 and re.search(fault.where, line):
+                    if fault.after > 0:
+                        fault.after -= 1
+                        return None
+                    fault.times -= 1
+                    return fault
+        return None

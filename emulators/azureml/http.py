@@ -1,0 +1,104 @@
+"""A request, a response, and the table that finds who answers. One vocabulary for every emulated service."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from emulators.azureml.world import World
+
+WORKSPACE = (
+    r"/subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)"
+    r"/providers/Microsoft\.MachineLearningServices/workspaces/(?P<workspace>[^/]+)"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent. ``path`` is as on the wire, without the query; ``query`` holds the first
+    value of each name, ``headers`` has names in lower case.
+    """
+
+    method: str
+    host: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+    @classmethod
+    def parse(cls, method: str, host: str, target: str, headers: Mapping[str, str], body: bytes) -> Request:
+        parts = urlsplit(target)
+        query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        return cls(method, host.lower(), parts.path, query, headers, body)
+
+    def json(self) -> Any:
+        return json.loads(self.body) if self.body else {}
+
+
+@dataclass(frozen=True)
+class Response:
+    """What goes back. A body that is neither bytes nor None is sent as JSON."""
+
+    status: int = 200
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def encoded(self) -> tuple[bytes, str]:
+        if self.body is None:
+            return b"", "application/json"
+        if isinstance(self.body, bytes):
+            return self.body, self.headers.get("Content-Type", "application/octet-stream")
+        return json.dumps(self.body).encode(), "application/json"
+
+
+class Refusal(Exception):
+    """An answer that is an error, raised from wherever it is found out."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        # Model management has an envelope of its own; the two do not disturb each other.
+        details = [{"code": code, "message": message}]
+        envelope = {"code": code, "statusCode": status, "message": message, "details": details}
+        self.response = Response(status, {"error": {"code": code, "message": message}, **envelope})
+
+
+Answer = Callable[..., Response]
+"""``(world, request, **named groups of the path)``."""
+
+
+class Routes:
+    """The calls that a service answers, in the order they were written down."""
+
+    def __init__(self, host: str) -> None:
+        self._host = re.compile(host)
+        self._table: list[tuple[str, re.Pattern[str], Answer]] = []
+
+    def on(self, method: str, path: str) -> Callable[[Answer], Answer]:
+        """Register an answer. ``{WS}`` in ``path`` is the workspace's resource path, ``{x}`` any one segment."""
+        pattern = path.replace("{WS}", WORKSPACE)
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
+        compiled = re.compile(pattern, re.IGNORECASE)
+
+        def register(answer: Answer) -> Answer:
+            self._table.append((method, compiled, answer))
+            return answer
+
+        return register
+
+    def find(self, request: Request) -> Callable[[World], Response] | None:
+        """The bound answer to ``request``, or None when this service does not know it."""
+        if not self._host.fullmatch(request.host):
+            return None
+        for method, pattern, answer in self._table:
+            match = pattern.fullmatch(request.path) if method == request.method else None
+            if match:
+                given = {name: value for name, value in match.groupdict().items() if value is not None}
+                names = {name: unquote(value) for name, value in given.items()}
+                return lambda world: answer(world, request, **names)
+        return None

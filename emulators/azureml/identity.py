@@ -1,0 +1,94 @@
+"""Microsoft's sign-in: a token for anyone who has the emulator's secret, and the check of tokens that come back."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from urllib.parse import parse_qs
+
+from emulators.azureml.http import Refusal, Request, Response, Routes
+from emulators.azureml.world import TENANT, World
+
+SECRET = "emulated-secret"
+_KEY = b"throw-away"
+
+routes = Routes(r"login\.(microsoftonline\.com|windows\.net)")
+
+
+@routes.on("GET", r"/{tenant}/v2.0/.well-known/openid-configuration")
+def configuration(world: World, request: Request, tenant: str) -> Response:
+    base = f"https://login.microsoftonline.com/{tenant}"
+    return Response(
+        200,
+        {
+            "issuer": f"{base}/v2.0",
+            "authorization_endpoint": f"{base}/oauth2/v2.0/authorize",
+            "token_endpoint": f"{base}/oauth2/v2.0/token",
+            "tenant_region_scope": None,
+        },
+    )
+
+
+@routes.on("GET", "/common/discovery/instance")
+def instance(world: World, request: Request) -> Response:
+    names = ["login.microsoftonline.com", "login.windows.net"]
+    metadata = [{"preferred_network": names[0], "preferred_cache": names[1], "aliases": names}]
+    tenant = f"https://login.microsoftonline.com/{TENANT}/v2.0/.well-known/openid-configuration"
+    return Response(200, {"tenant_discovery_endpoint": tenant, "api-version": "1.1", "metadata": metadata})
+
+
+@routes.on("POST", r"/{tenant}/oauth2/(v2\.0/)?token")
+def token(world: World, request: Request, tenant: str) -> Response:
+    form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
+    if tenant != TENANT:
+        return _refused("invalid_request", f"AADSTS90002: Tenant '{tenant}' not found.")
+    if form.get("client_secret") != SECRET:
+        return _refused("invalid_client", "AADSTS7000215: Invalid client secret provided.")
+    access = make_token(world, form.get("client_id", ""))
+    life = {"expires_in": int(world.token_life), "ext_expires_in": int(world.token_life)}
+    return Response(200, {"token_type": "Bearer", "access_token": access, **life})
+
+
+def _refused(code: str, message: str) -> Response:
+    return Response(401, {"error": code, "error_description": message, "error_codes": [7000215]})
+
+
+def make_token(world: World, subject: str) -> str:
+    """A signed JWT for ``subject`` that lives ``world.token_life`` seconds."""
+    issued = time.time()
+    claims = {
+        "aud": "https://management.azure.com/",
+        "iss": f"https://sts.windows.net/{TENANT}/",
+        "iat": issued,
+        "nbf": int(issued),
+        "exp": int(issued + world.token_life),
+        "tid": TENANT,
+        "appid": subject,
+        "oid": subject,
+        "name": subject,
+    }
+    signed = f"{_encode({'typ': 'JWT', 'alg': 'HS256'})}.{_encode(claims)}"
+    return f"{signed}.{_base64(hmac.digest(_KEY, signed.encode(), 'sha256'))}"
+
+
+def check_token(world: World, request: Request) -> None:
+    """Refuse with 401 a call whose bearer token is missing, forged, expired or revoked."""
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+    signed, _, signature = bearer.rpartition(".")
+    if not hmac.compare_digest(signature, _base64(hmac.digest(_KEY, signed.encode(), hashlib.sha256))):
+        raise Refusal(401, "AuthenticationFailed", "Authentication failed: no valid bearer token.")
+    body = signed.partition(".")[2]
+    claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    if claims["exp"] <= time.time() or claims["iat"] < world.revoked_before:
+        raise Refusal(401, "ExpiredAuthenticationToken", "The access token has expired.")
+
+
+def _encode(value: object) -> str:
+    return _base64(json.dumps(value).encode())
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

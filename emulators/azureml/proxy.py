@@ -1,0 +1,110 @@
+"""The HTTP proxy: ends TLS for any host and hands each request to the emulated services. Nothing goes further."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from emulators.azureml.certificates import Authority
+from emulators.azureml.http import Request, Response
+from emulators.azureml.services import Services
+
+
+class Proxy(ThreadingHTTPServer):
+    """Listens on a port of this machine; each connection has a thread."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, port: int, authority: Authority, services: Services) -> None:
+        super().__init__(("127.0.0.1", port), _ProxyHandler)
+        self.authority = authority
+        self.services = services
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are everyday life here; faults do it on purpose."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 120
+    server: Proxy
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Services keep the log."""
+
+    def answer(self, host: str) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request.parse(self.command, host, self.path, headers, self._body())
+        response = self.server.services.answer(request)
+        if response is None:
+            self.close_connection = True
+            self.connection.close()
+            return
+        self._send(response)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return b"".join(iter(self._chunk, b""))
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _chunk(self) -> bytes:
+        size = int(self.rfile.readline().split(b";")[0], 16)
+        data = self.rfile.read(size)
+        self.rfile.readline()
+        return data
+
+    def _send(self, response: Response) -> None:
+        body, content_type = response.encoded()
+        self.send_response(response.status)
+        headers = {"Content-Type": content_type, "Content-Length": str(len(body)), **response.headers}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class _TunnelHandler(_Handler):
+    """Inside a tunnel: the host is the one that CONNECT named."""
+
+    host = ""
+
+    def _any(self) -> None:
+        self.answer(self.host)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _any
+
+
+class _ProxyHandler(_Handler):
+    """Outside: CONNECT opens a tunnel; a plain request is for the emulator itself or for an ``http:`` address."""
+
+    def do_CONNECT(self) -> None:
+        host = self.path.rpartition(":")[0]
+        self.send_response_only(200, "Connection established")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            secure = self.server.authority.context(host).wrap_socket(self.connection, server_side=True)
+        except (ssl.SSLError, OSError):
+            return
+        try:
+            type("_", (_TunnelHandler,), {"host": host})(secure, self.client_address, self.server)
+        finally:
+            _hang_up(secure)
+
+    def _any(self) -> None:
+        absolute = self.path.startswith("http")
+        self.answer(self.path.split("/")[2].partition(":")[0] if absolute else "emulator")
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _any
+
+
+def _hang_up(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    connection.close()

@@ -1,0 +1,128 @@
+"""The model registry: artifacts, assets, and models by name and number."""
+
+from __future__ import annotations
+
+from emulators.azureml import storage
+from emulators.azureml.http import Refusal, Request, Response, Routes
+from emulators.azureml.world import Json, Workspace, World, new_id, now
+
+CONTAINER = "azureml"
+
+routes = Routes(r".*\.api\.azureml\.ms")
+_BASE = "/modelmanagement/v1.0{WS}"
+
+
+@routes.on("POST", "/artifact/v2.0{WS}/artifacts/batch/metadata/{origin}/{container}")
+def create_artifacts(world: World, request: Request, workspace: str, origin: str, container: str, **_: str) -> Response:
+    found = world.workspace(workspace)
+    paths = [entry["path"] for entry in request.json()["paths"]]
+    return Response(
+        200,
+        {
+            "artifacts": {path: _artifact(origin, container, path) for path in paths},
+            "artifactContentInformation": {path: _content(found, origin, container, path) for path in paths},
+            "errors": {},
+        },
+    )
+
+
+def _artifact(origin: str, container: str, path: str) -> Json:
+    return {"artifactId": f"{origin}/{container}/{path}", "origin": origin, "container": container, "path": path}
+
+
+def _content(found: Workspace, origin: str, container: str, path: str) -> Json:
+    address = storage.url(found.account, CONTAINER, f"{origin}/{container}/{path}")
+    return {"contentUri": address, "origin": origin, "container": container, "path": path}
+
+
+@routes.on("GET", "/artifact/v2.0{WS}/artifacts/prefix/contentinfo/{origin}/{container}/(?P<path>.+)")
+def artifacts_below(
+    world: World, request: Request, workspace: str, origin: str, container: str, path: str, **_: str
+) -> Response:
+    found = world.workspace(workspace)
+    base = world.blob(found.account, CONTAINER, f"{origin}/{container}")
+    files = sorted(f.relative_to(base).as_posix() for f in (base / path).rglob("*") if f.is_file())
+    return Response(200, {"value": [_content(found, origin, container, file) for file in files]})
+
+
+@routes.on("POST", _BASE + "/assets")
+def create_asset(world: World, request: Request, workspace: str, **_: str) -> Response:
+    asset = request.json() | {"id": new_id(), "createdTime": now()}
+    world.workspace(workspace).assets[asset["id"]] = asset
+    return Response(200, asset)
+
+
+@routes.on("GET", _BASE + "/assets/{identifier}")
+def asset(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
+    return Response(200, world.workspace(workspace).assets[identifier])
+
+
+@routes.on("POST", _BASE + "/models")
+def register(world: World, request: Request, workspace: str, **_: str) -> Response:
+    found = world.workspace(workspace)
+    sent = request.json()
+    number = found.model_versions.get(sent["name"], 0) + 1
+    found.model_versions[sent["name"]] = number
+    model = sent | {
+        "id": f"{sent['name']}:{number}",
+        "version": number,
+        "kvTags": sent.get("kvTags") or {},
+        "properties": sent.get("properties") or {},
+        "createdTime": now(),
+        "modifiedTime": now(),
+    }
+    found.models[model["id"]] = model
+    return Response(200, model)
+
+
+@routes.on("GET", _BASE + "/models")
+def models(world: World, request: Request, workspace: str, **_: str) -> Response:
+    asked = request.query
+    chosen = [
+        model
+        for model in world.workspace(workspace).models.values()
+        if asked.get("name", model["name"]) == model["name"]
+        and asked.get("runId", model.get("runId")) == model.get("runId")
+        and _matches(asked.get("tags", ""), model["kvTags"])
+        and _matches(asked.get("properties", ""), model["properties"])
+    ]
+    chosen.sort(key=lambda model: model["version"], reverse=True)
+    return Response(200, {"value": chosen})
+
+
+def _matches(query: str, values: Json) -> bool:
+    """``key=value,key``: every one must be there."""
+    wanted = [part.partition("=") for part in query.split(",") if part]
+    return all(key in values and (not equals or values[key] == value) for key, equals, value in wanted)
+
+
+def _model(found: Workspace, identifier: str) -> Json:
+    if identifier not in found.models:
+        raise Refusal(404, "ModelNotFound", f"Model with id {identifier} was not found.")
+    return found.models[identifier]
+
+
+@routes.on("GET", _BASE + "/models/{identifier}")
+def model(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
+    return Response(200, _model(world.workspace(workspace), identifier))
+
+
+@routes.on("PATCH", _BASE + "/models/{identifier}")
+def patch(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
+    found = _model(world.workspace(workspace), identifier)
+    for change in request.json():
+        name = change["path"].strip("/")
+        if change["op"] == "add" and isinstance(found.get(name), dict):
+            found[name] = {**found[name], **change["value"]}
+        else:
+            found[name] = change["value"]
+    found["modifiedTime"] = now()
+    return Response(200, found)
+
+
+@routes.on("DELETE", _BASE + "/models/{identifier}")
+def delete(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
+    found = world.workspace(workspace)
+    _model(found, identifier)
+    del found.models[identifier]
+    return Response(200)

@@ -1,0 +1,172 @@
+"""ARM and what stands beside it: the workspace, its keys, service discovery, compute clusters, quota."""
+
+from __future__ import annotations
+
+from emulators.azureml.http import Refusal, Request, Response, Routes
+from emulators.azureml.storage import ACCOUNT_KEY
+from emulators.azureml.world import DATA_PLANE, GROUP, REGION, SUBSCRIPTION, TENANT, Json, Workspace, World, error, now
+
+routes = Routes(r"management\.azure\.com")
+data_plane = Routes(r".*\.api\.azureml\.ms")
+
+_SERVICES = (
+    "api", "catalog", "experimentation", "history", "hyperdrive", "modelmanagement", "pipelines", "studio",
+)  # fmt: skip
+
+_NODE_COUNTS = (
+    "preparingNodeCount", "runningNodeCount", "idleNodeCount", "unusableNodeCount", "leavingNodeCount",
+    "preemptedNodeCount",
+)  # fmt: skip
+_LOCATION = "/subscriptions/{subscription}/providers/Microsoft.MachineLearningServices/locations/{location}"
+
+
+@routes.on("GET", "/subscriptions")
+def subscriptions(world: World, request: Request) -> Response:
+    return Response(200, {"value": [_subscription()]})
+
+
+@routes.on("GET", "/subscriptions/{subscription}")
+def subscription(world: World, request: Request, subscription: str) -> Response:
+    return Response(200, _subscription())
+
+
+def _subscription() -> Json:
+    return {
+        "id": f"/subscriptions/{SUBSCRIPTION}",
+        "subscriptionId": SUBSCRIPTION,
+        "displayName": "emulated",
+        "state": "Enabled",
+        "tenantId": TENANT,
+    }
+
+
+@routes.on("GET", "{WS}")
+def workspace(world: World, request: Request, subscription: str, group: str, workspace: str) -> Response:
+    if subscription != SUBSCRIPTION:
+        raise Refusal(404, "SubscriptionNotFound", f"The subscription '{subscription}' could not be found.")
+    if group != GROUP:
+        raise Refusal(404, "ResourceGroupNotFound", f"Resource group '{group}' could not be found.")
+    return Response(200, _resource(world.workspace(workspace)))
+
+
+def _resource(found: Workspace) -> Json:
+    provider = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers"
+    return {
+        "id": found.scope,
+        "name": found.name,
+        "type": "Microsoft.MachineLearningServices/workspaces",
+        "location": REGION,
+        "tags": {},
+        "sku": {"name": "Basic", "tier": "Basic"},
+        "identity": {"type": "SystemAssigned", "principalId": found.id, "tenantId": TENANT},
+        "properties": {
+            "friendlyName": found.name,
+            "description": "",
+            "workspaceId": found.id,
+            "provisioningState": "Succeeded",
+            "creationTime": now(),
+            "storageAccount": f"{provider}/Microsoft.Storage/storageAccounts/{found.account}",
+            "keyVault": f"{provider}/Microsoft.Keyvault/vaults/emulated",
+            "applicationInsights": f"{provider}/microsoft.insights/components/emulated",
+            "containerRegistry": f"{provider}/Microsoft.ContainerRegistry/registries/emulated",
+            "discoveryUrl": f"https://{DATA_PLANE}/discovery",
+            "mlFlowTrackingUri": f"azureml://{DATA_PLANE}/mlflow/v1.0{found.scope}",
+            "hbiWorkspace": False,
+            "v1LegacyMode": False,
+        },
+    }
+
+
+@routes.on("POST", "{WS}/listKeys")
+def list_keys(world: World, request: Request, subscription: str, group: str, workspace: str) -> Response:
+    found = world.workspace(workspace)
+    return Response(200, {"userStorageKey": ACCOUNT_KEY, "userStorageResourceId": found.account})
+
+
+@routes.on("GET", "{WS}/computes")
+@data_plane.on("GET", "/rp/workspaces{WS}/computes")
+def list_computes(world: World, request: Request, subscription: str, group: str, workspace: str) -> Response:
+    return Response(200, {"value": list(world.workspace(workspace).computes.values())})
+
+
+@routes.on("GET", "{WS}/computes/{name}")
+@data_plane.on("GET", "/rp/workspaces{WS}/computes/{name}")
+def get_compute(world: World, request: Request, subscription: str, group: str, workspace: str, name: str) -> Response:
+    found = world.workspace(workspace).computes.get(name)
+    if found is None:
+        raise Refusal(404, "ComputeNotFound", f"Compute resource with name '{name}' was not found.")
+    return Response(200, found)
+
+
+@routes.on("PUT", "{WS}/computes/{name}")
+def put_compute(world: World, request: Request, subscription: str, group: str, workspace: str, name: str) -> Response:
+    found = world.workspace(workspace)
+    wanted = request.json()["properties"]
+    scale = wanted["properties"]["scaleSettings"]
+    if scale["maxNodeCount"] > world.compute_quota:
+        message = (
+            f"The specified subscription has a total quota of {world.compute_quota} nodes in {REGION}, "
+            f"{scale['maxNodeCount']} were requested. Request more quota or a smaller cluster."
+        )
+        raise Refusal(400, "ClusterMinNodesExceedCoreQuota", message)
+    failed = world.compute_provisioning_error
+    compute = _compute(found, name, wanted, failed)
+    found.computes[name] = compute
+    operation = f"https://management.azure.com{found.scope}/operations/{name}?api-version=2019-11-01"
+    return Response(201, compute, {"Azure-AsyncOperation": operation})
+
+
+def _compute(found: Workspace, name: str, wanted: Json, failed: str) -> Json:
+    state = "Failed" if failed else "Succeeded"
+    errors = [error("ClusterAllocationFailed", failed)] if failed else None
+    nodes = {"targetNodeCount": 0, "currentNodeCount": 0, "allocationState": "Steady", "errors": errors}
+    times = {"allocationStateTransitionTime": now(), "creationTime": now()}
+    counts = dict.fromkeys(_NODE_COUNTS, 0)
+    return {
+        "id": f"{found.scope}/computes/{name}",
+        "name": name,
+        "type": "Microsoft.MachineLearningServices/workspaces/computes",
+        "tags": {},
+        "location": REGION,
+        "properties": {
+            "computeType": "AmlCompute",
+            "computeLocation": REGION,
+            "provisioningState": state,
+            "provisioningErrors": errors,
+            "createdOn": now(),
+            "modifiedOn": now(),
+            "isAttachedCompute": False,
+            "resourceId": None,
+            "description": "",
+            "properties": {"subnet": None, **wanted["properties"], **nodes, **times, "nodeStateCounts": counts},
+        },
+    }
+
+
+@routes.on("GET", "{WS}/operations/{name}")
+def operation(world: World, request: Request, subscription: str, group: str, workspace: str, name: str) -> Response:
+    compute = world.workspace(workspace).computes[name]["properties"]
+    if compute["provisioningState"] == "Failed":
+        return Response(200, {"status": "Failed", **compute["provisioningErrors"][0]})
+    return Response(200, {"status": "Succeeded"})
+
+
+@routes.on("GET", _LOCATION + "/vmSizes")
+def sizes(world: World, request: Request, subscription: str, location: str) -> Response:
+    names = ("STANDARD_DS2_V2", "STANDARD_DS3_V2", "STANDARD_NC6")
+    size = {"vCPUs": 2, "gpus": 0, "memoryGB": 7.0, "maxResourceVolumeMB": 14336}
+    sizes = [{"name": name, **size} for name in names]
+    return Response(200, {"amlCompute": sizes})
+
+
+@routes.on("GET", _LOCATION + "/usages")
+def usages(world: World, request: Request, subscription: str, location: str) -> Response:
+    name = {"value": "standardDSv2Family", "localizedValue": "Standard DSv2 Family Cluster Dedicated vCPUs"}
+    usage = {"id": name["value"], "unit": "Count", "currentValue": 0, "limit": 2 * world.compute_quota, "name": name}
+    low = {"value": "TotalLowPriorityCores", "localizedValue": "Total Cluster LowPriority Regional vCPUs"}
+    return Response(200, {"value": [usage, usage | {"id": low["value"], "name": low}]})
+
+
+@data_plane.on("GET", "/discovery(/workspaces/{workspace})?")
+def discovery(world: World, request: Request, workspace: str = "") -> Response:
+    return Response(200, dict.fromkeys(_SERVICES, f"https://{DATA_PLANE}"))

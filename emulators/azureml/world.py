@@ -1,0 +1,120 @@
+"""Everything the emulator remembers. One lock; blobs and the logs of steps are files below ``folder``."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import threading
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emulators.azureml.http import Refusal
+from emulators.azureml.processes import Cold, Starter
+
+REGION = "westeurope"
+DATA_PLANE = f"{REGION}.api.azureml.ms"
+TENANT = "00000000-0000-0000-0000-00000000aad0"
+SUBSCRIPTION = "00000000-0000-0000-0000-0000000005b5"
+GROUP = "emulated"
+
+Json = dict[str, Any]
+
+
+def now() -> str:
+    """UTC as the services write it."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "0Z"
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+@dataclass
+class Workspace:
+    """One workspace and what is in it, by the names its clients use."""
+
+    name: str
+    id: str = field(default_factory=new_id)
+    computes: dict[str, Json] = field(default_factory=dict)
+    environments: dict[str, list[Json]] = field(default_factory=dict)
+    datasets: dict[str, Json] = field(default_factory=dict)
+    saved_datasets: dict[str, Json] = field(default_factory=dict)
+    snapshots: dict[str, Json] = field(default_factory=dict)
+    data_types: dict[str, Json] = field(default_factory=dict)
+    modules: dict[str, Json] = field(default_factory=dict)
+    pipelines: dict[str, Json] = field(default_factory=dict)
+    graphs: dict[str, Json] = field(default_factory=dict)
+    experiments: dict[str, Json] = field(default_factory=dict)
+    runs: dict[str, Json] = field(default_factory=dict)
+    metrics: dict[str, list[Json]] = field(default_factory=dict)
+    assets: dict[str, Json] = field(default_factory=dict)
+    models: dict[str, Json] = field(default_factory=dict)
+    model_versions: dict[str, int] = field(default_factory=dict)
+    finished_steps: dict[str, Json] = field(default_factory=dict)
+
+    @property
+    def account(self) -> str:
+        """The name of its storage account."""
+        return f"emulated{self.id.replace('-', '')[:12]}"
+
+    @property
+    def scope(self) -> str:
+        """Its resource path."""
+        return (
+            f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}"
+            f"/providers/Microsoft.MachineLearningServices/workspaces/{self.name}"
+        )
+
+
+class World:
+    """The emulated cloud. Handlers hold ``lock`` while they answer; steps run outside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lock = threading.RLock()
+        self.workspaces: dict[str, Workspace] = {}
+        self.token_life = 3600.0
+        self.revoked_before = 0.0
+        self.compute_quota = 100
+        self.compute_provisioning_error = ""
+        self.failing_steps: dict[str, str] = {}
+        self.environ: dict[str, str] = {}
+        self.starter: Starter = Cold()
+        self.threads: list[threading.Thread] = []
+        self.cancels: dict[str, threading.Event] = {}
+        self.numbers = itertools.count(1)
+
+    def add_workspace(self, name: str) -> Workspace:
+        with self.lock:
+            return self.workspaces.setdefault(name.lower(), Workspace(name))
+
+    def workspace(self, name: str) -> Workspace:
+        found = self.workspaces.get(name.lower())
+        if found is None:
+            resource = f"Microsoft.MachineLearningServices/workspaces/{name}"
+            message = f"The Resource '{resource}' under resource group '{GROUP}' was not found."
+            raise Refusal(404, "ResourceNotFound", message)
+        return found
+
+    def stop_steps(self) -> None:
+        """End every step that still runs."""
+        for canceled in self.cancels.values():
+            canceled.set()
+        for thread in self.threads:
+            thread.join(timeout=30)
+        self.starter.close()
+
+    def blob(self, account: str, container: str, name: str) -> Path:
+        """The file that holds a blob; refuses names that leave the container."""
+        base = (self.folder / "blobs" / account / container).resolve()
+        path = (base / name).resolve()
+        if not path.is_relative_to(base):
+            raise Refusal(400, "InvalidUri", "The requested URI does not represent any resource on the server.")
+        return path
+
+
+def error(code: str, message: str) -> Json:
+    """The envelope in which Azure ML reports an error."""
+    return {"error": {"code": code, "message": message}}

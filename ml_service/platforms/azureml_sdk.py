@@ -1,0 +1,273 @@
+"""The door to azureml-sdk: importing it, signing in, retrying what may be retried, translating what it raises.
+
+The SDK is imported when it is used: it takes seconds, exists up to Python 3.11 only, and not every environment has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO, TypeVar
+
+from ml_service.azure_devops import harmless
+from ml_service.config import AzureSettings, Settings
+from ml_service.errors import ConfigurationError, MlopsError, UnavailableError
+
+INSTALL = "run: python3.11 requirements/sync.py .venv-azureml requirements/all.txt, then use .venv-azureml/bin/inv"
+
+# Read by the SDK when it is imported. Its own default waits 32 s after one 429.
+_PATIENCE = {"AZUREML_DEFAULT_BACKOFF": "4", "AZUREML_DEFAULT_RETRIES": "3", "AZUREML_DEFAULT_503_BACKOFF": "2"}
+_TRANSIENT = {408, 429, 500, 502, 503, 504}
+_STATUS = re.compile(r"(?:\bCode:\s*|status[_ ]code\W+|\(|\btoo many )(\d{3})\b", re.IGNORECASE)
+_UNREACHABLE = (
+    "ConnectionError", "ConnectTimeout", "ReadTimeout", "ClientRequestError", "ServiceRequestError", "Timeout",
+)  # fmt: skip
+_SIGN_IN = {"AuthenticationException", "ClientAuthenticationError"}
+_SIGN_IN_WORDS = ("AADSTS", "az login", "Azure CLI")
+_ATTEMPTS = 3
+T = TypeVar("T")
+
+
+class _Filter:
+    """A standard stream that drops what a hushed thread prints, and passes on the rest."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if getattr(_hushed, "yes", False) else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+_hushed = threading.local()
+_changing = threading.Lock()
+_users: list[threading.Thread] = []
+_streams: dict[str, tuple[Any, Any]] = {}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what this thread prints: the SDK reports to standard output, which belongs to us.
+
+    ``contextlib.redirect_stdout`` holds for all threads at once, and two that overlap leave it redirected.
+    """
+    before = getattr(_hushed, "yes", False)
+    with _changing:
+        if not _users:
+            for name in ("stdout", "stderr"):
+                _streams[name] = (getattr(sys, name), _Filter(getattr(sys, name)))
+                setattr(sys, name, _streams[name][1])
+        _users.append(threading.current_thread())
+    _hushed.yes = True
+    try:
+        yield
+    finally:
+        _hushed.yes = before
+        with _changing:
+            _users.pop()
+            for name, (original, filtered) in _streams.items() if not _users else ():
+                if getattr(sys, name) is filtered:
+                    setattr(sys, name, original)
+
+
+def import_sdk() -> Any:
+    """``azureml.core``, told to be patient within bounds and to keep its prints to itself.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    for name in ("azureml", "msrest", "msal", "azure"):
+        # Warnings of the SDK hold text from Azure; what matters reaches people as an error that is made harmless.
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
+    try:
+        with quiet():
+            import azureml.core
+            import azureml.pipeline.core  # noqa: F401  (teaches azureml.core what a pipeline's run is)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"azureml-sdk is not installed here ({error})", where="--platform azureml", next_step=INSTALL
+        ) from None
+    return azureml.core
+
+
+def connect(settings: Settings) -> Any:
+    """The workspace that the settings name, signed in.
+
+    Raises:
+        ConfigurationError: a setting or the SDK is missing.
+        UnavailableError: the sign-in or the workspace was refused or cannot be reached; says which sign-in was tried.
+    """
+    azure = settings.azure
+    require(azure, "subscription_id", "resource_group", "workspace_name")
+    core = import_sdk()
+    method, authentication = sign_in(settings)
+    where = f"workspace {azure.resource_group}/{azure.workspace_name} (signed in by {method})"
+    return attempt(
+        lambda: core.Workspace(azure.subscription_id, azure.resource_group, azure.workspace_name, auth=authentication),
+        where,
+    )
+
+
+def require(azure: AzureSettings, *names: str) -> None:
+    """Raise ConfigurationError naming every setting that is empty."""
+    missing = [name.upper() for name in names if not getattr(azure, name)]
+    if missing:
+        raise ConfigurationError(
+            f"not set: {', '.join(missing)}",
+            where="--platform azureml",
+            next_step="set them as .env.example says, or try without Azure: inv azureml-emulator",
+        )
+
+
+def sign_in(settings: Settings) -> tuple[str, Any]:
+    """How we sign in, in words, and the SDK's object for it: service principal, managed identity, or the Azure CLI."""
+    azure = settings.azure
+    if azure.sp_app_id or azure.sp_app_secret:
+        require(azure, "tenant_id", "sp_app_id", "sp_app_secret")
+        return f"service principal {azure.sp_app_id}", _service_principal(azure)
+    if settings.env.get("IDENTITY_ENDPOINT") or settings.env.get("MSI_ENDPOINT"):
+        from azure.identity import ManagedIdentityCredential
+
+        return "managed identity", _by_token(ManagedIdentityCredential())
+    from azure.identity import AzureCliCredential
+
+    return "Azure CLI, since SP_APP_ID is not set", _by_token(AzureCliCredential(process_timeout=30))
+
+
+def _service_principal(azure: AzureSettings) -> Any:
+    from azureml.core.authentication import ServicePrincipalAuthentication
+
+    return ServicePrincipalAuthentication(azure.tenant_id, azure.sp_app_id, azure.sp_app_secret)
+
+
+def _by_token(credential: Any) -> Any:
+    # The SDK's own AzureCliAuthentication needs the azure-cli package in this environment; the command is enough here.
+    from azureml.core.authentication import TokenAuthentication
+
+    def token(audience: str) -> str:
+        # An audience is either a resource's address or one of the SDK's two names for them.
+        resource = audience if str(audience).startswith("http") else "https://management.azure.com/"
+        return str(credential.get_token(f"{resource.rstrip('/')}/.default").token)
+
+    return TokenAuthentication(get_token_for_audience=token)
+
+
+@contextlib.contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Whatever the SDK raises becomes one of our errors that names ``where``; what it prints is dropped.
+
+    The SDK raises from half a dozen libraries, and KeyError or TypeError for an answer that it did not expect.
+    """
+    try:
+        with quiet():
+            yield
+    except MlopsError:
+        raise
+    except Exception as error:
+        raise translate(error, where) from None
+
+
+def attempt(call: Callable[[], T], where: str, *, attempts: int = _ATTEMPTS) -> T:
+    """``call``, again after a transient failure, at most ``attempts`` times. Only for calls that may happen twice."""
+    for left in reversed(range(attempts)):
+        try:
+            with quiet():
+                return call()
+        except MlopsError:
+            raise
+        except Exception as error:
+            if not left or not is_transient(error):
+                raise translate(error, where) from None
+            time.sleep(2 ** (attempts - 1 - left))
+    raise AssertionError("unreachable")
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status behind an exception of the SDK; 0 when there is none."""
+    for holder in (error, getattr(error, "response", None), getattr(error, "error", None)):
+        status = getattr(holder, "status_code", None)
+        if isinstance(status, int):
+            return status
+    match = _STATUS.search(str(error))
+    return int(match.group(1)) if match else 0
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may well succeed a moment later."""
+    return status_of(error) in _TRANSIENT or is_unreachable(error)
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the SDK says that something does not exist."""
+    return status_of(error) == 404 or "NotFound" in str(error) or "not found" in str(error)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether no answer came at all."""
+    unanswered = bool(_kinds(error) & set(_UNREACHABLE)) or isinstance(error, ConnectionError | TimeoutError)
+    return unanswered and not status_of(error)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    """The names of an exception's classes: half a dozen libraries would have to be imported for the classes."""
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def translate(error: BaseException, where: str) -> UnavailableError:
+    """What people are told about an exception of the SDK."""
+    said = first_line(error)
+    status = status_of(error)
+    for applies, what, next_step in _explanations(error, status):
+        if applies:
+            return UnavailableError(f"{what}: {said}", where=where, next_step=next_step)
+    return UnavailableError(f"Azure answered: {said}", where=where, next_step="run: inv doctor --platform azureml")
+
+
+def _explanations(error: BaseException, status: int) -> list[tuple[bool, str, str]]:
+    text = str(error)
+    return [
+        (is_unreachable(error), "cannot be reached", f"check the network{_proxy()}, then try again"),
+        (
+            status == 401 or any(word in text for word in _SIGN_IN_WORDS) or bool(_kinds(error) & _SIGN_IN),
+            "the sign-in was refused",
+            "check TENANT_ID, SP_APP_ID and SP_APP_SECRET, or run: az login",
+        ),
+        (
+            status == 403 or "AuthorizationFailed" in text,
+            "no rights",
+            "ask for the role AzureML Data Scientist (or Contributor) on the workspace",
+        ),
+        (
+            "quota" in text.lower(),
+            "beyond the quota",
+            "ask for more quota, or set AML_CLUSTER_MAX_NODES or AML_COMPUTE_CLUSTER_CPU_SKU to less",
+        ),
+        (is_missing(error), "does not exist", "check SUBSCRIPTION_ID, RESOURCE_GROUP and WORKSPACE_NAME"),
+        (status == 429, "too many requests, also after waiting", "try again in some minutes"),
+        (status >= 500, "Azure has a fault of its own", "try again; see https://status.azure.com"),
+    ]
+
+
+def _proxy() -> str:
+    """The proxy that requests go through, without its password."""
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or ""
+    return f" and the proxy {proxy.rpartition('@')[2].removeprefix('http://')}" if proxy else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line that is safe to print."""
+    text = str(error)
+    found = re.search(r"Message:\s*(.+)", text) or re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', text)
+    line = found.group(1) if found else (text.strip().splitlines() or [""])[0]
+    return harmless(f"{line[:400] or type(error).__name__}")

@@ -1,0 +1,96 @@
+"""What the Azure ML adapter makes of a lock, of an exception, of the SDK's prints: no SDK is needed for these."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from ml_service.platforms.azureml_pipeline import requirements
+from ml_service.platforms.azureml_sdk import first_line, is_transient, quiet, status_of, translate
+
+
+def test_a_lock_becomes_one_line_a_requirement() -> None:
+    """Hashes and markers stay, comments and continuation lines go."""
+    hashed = 'a==1 ; python_version < "3.12" \\\n    --hash=sha256:0 \\\n    --hash=sha256:1\n'
+    lock = f"{hashed}    # via b\n# a comment\nb==2\n"
+    assert ['a==1 ; python_version < "3.12" --hash=sha256:0 --hash=sha256:1', "b==2"] == list(requirements(lock))
+
+
+class Answered(Exception):
+    """An exception with a status, as most of the SDK's libraries have it."""
+
+    def __init__(self, status: int, text: str = "") -> None:
+        super().__init__(text)
+        self.status_code = status
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Answered(503), 503),
+        (Exception("Received bad response:\nResponse Code: 429\nHeaders: {}"), 429),
+        (Exception('{"status_code": 404}'), 404),
+        (Exception("Caused by ResponseError('too many 500 error responses')"), 500),
+        (Exception("Request failed (403): no"), 403),
+        (Exception("took 500 ms"), 0),
+    ],
+)
+def test_the_status_is_found_wherever_the_sdk_hides_it(error: Exception, status: int) -> None:
+    """In an attribute, or in one of its ways to write it."""
+    assert status == status_of(error)
+
+
+def test_only_what_may_pass_is_tried_again() -> None:
+    """Too many requests, Azure's own faults, no answer; never a refusal."""
+    assert [True, True, True, False, False] == [
+        is_transient(error) for error in (Answered(429), Answered(500), ConnectionError(), Answered(403), KeyError("x"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (Answered(403), "no rights"),
+        (Answered(404), "does not exist"),
+        (Answered(429), "too many requests"),
+        (Answered(401), "the sign-in was refused"),
+        (Answered(400, "exceeds the Quota"), "beyond the quota"),
+        (ConnectionError("no route"), "cannot be reached"),
+        (KeyError("id"), "Azure answered"),
+    ],
+)
+def test_each_failure_says_what_and_what_next(error: Exception, what: str) -> None:
+    """The resource is named by the caller."""
+    translated = translate(error, "workspace w")
+    assert translated.what.startswith(what)
+    assert ("workspace w", True) == (translated.where, bool(translated.next_step))
+
+
+def test_of_a_long_answer_one_harmless_line_is_shown() -> None:
+    """The SDK's own layout around the message is left out."""
+    error = Exception("WebserviceException:\n\tMessage: ##vso[task.complete]gone\n\tInnerException None\n")
+    assert "# #vso[task.complete]gone" == first_line(error)
+
+
+def test_only_the_thread_that_calls_the_sdk_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two calls that overlap leave standard output as it was."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with quiet():
+            print("from the SDK")
+            inside.set()
+            leave.wait(10)
+
+    original = sys.stdout
+    thread = threading.Thread(target=call)
+    thread.start()
+    inside.wait(10)
+    with quiet():
+        leave.set()
+        thread.join()
+    print("ours")
+    assert original is sys.stdout
+    assert "ours\n" == capsys.readouterr().out
