@@ -1,0 +1,108 @@
+"""YAML with the place of each value, so that a problem names its file and line.
+
+Every scalar is text, as it is to Azure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of a file; ``file`` is relative to the folder of the pipelines."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class PipelineError(Exception):
+    """Something that Azure would refuse, or that is not known here, with its place."""
+
+    def __init__(self, message: str, place: Place) -> None:
+        super().__init__(message)
+        self.message = message
+        self.place = place
+
+
+class Text(str):
+    """A scalar."""
+
+    place: Place
+
+
+class Map(dict[str, Any]):
+    """A mapping; its keys are ``Text``."""
+
+    place: Place
+
+
+class List(list[Any]):
+    """A sequence."""
+
+    place: Place
+
+
+def place_of(value: object, otherwise: Place) -> Place:
+    """Where ``value`` was written, when that is known."""
+    found = getattr(value, "place", otherwise)
+    assert isinstance(found, Place)
+    return found
+
+
+def text(value: object, place: Place) -> Text:
+    """``value`` as a scalar written at ``place``; booleans as Azure writes them."""
+    made = Text(str(value))
+    made.place = place
+    return made
+
+
+def load(folder: Path, name: str) -> Map:
+    """The file ``folder/name``.
+
+    Raises:
+        PipelineError: it is not there, is no YAML, or is no mapping.
+    """
+    top = Place(name, 1)
+    try:
+        node = yaml.compose((folder / name).read_text(encoding="utf-8"), Loader=yaml.CBaseLoader)
+    except OSError as error:
+        raise PipelineError(f"the file cannot be read: {error.strerror}", top) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise PipelineError(f"is no YAML: {error.problem}", Place(name, line)) from None
+    built = _build(node, name) if node else None
+    if not isinstance(built, Map):
+        raise PipelineError("is no mapping", top)
+    return built
+
+
+def _build(node: yaml.Node, file: str) -> Map | List | Text:
+    place = Place(file, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, file, place)
+    if isinstance(node, yaml.SequenceNode):
+        items = List(_build(item, file) for item in node.value)
+        items.place = place
+        return items
+    return text(node.value, place)
+
+
+def _mapping(node: yaml.MappingNode, file: str, place: Place) -> Map:
+    built = Map()
+    built.place = place
+    for key_node, value_node in node.value:
+        key = _build(key_node, file)
+        if not isinstance(key, Text):
+            raise PipelineError("a key is no text", place)
+        if key in built:
+            raise PipelineError(f"the key {key!r} appears twice", key.place)
+        built[key] = _build(value_node, file)
+    return built
