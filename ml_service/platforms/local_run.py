@@ -12,7 +12,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ml_service.errors import MlopsError, UnavailableError
 from ml_service.package import copy_registered, write_json
 from ml_service.ports import Build, ModelVersion, Run, RunStatus
-from ml_service.project import StepProcess, read_step_json, run_step
+from ml_service.project import StepProcess, read_step_json
 
 if TYPE_CHECKING:
     from ml_service.platforms.mlflow_store import MlflowStore
@@ -77,8 +78,7 @@ class TrainingRun:
 
     def execute(self) -> Run:
         """Run to the end; what goes wrong becomes the run's error."""
-        training = self._start_training()
-        try:
+        with self._training() as training:
             # MLflow takes seconds to import and open; the training process uses them.
             from ml_service.platforms.mlflow_store import MlflowStore
 
@@ -94,13 +94,10 @@ class TrainingRun:
                 raise
             store.end_run(recorded, run.status.value)
             return run
-        finally:
-            training.stop()
 
-    def _start_training(self) -> StepProcess:
+    def _training(self) -> AbstractContextManager[StepProcess]:
         say(f"train: {self._order.project}, published as {self._tags['pipeline_id']}")
-        arguments = ["train", *self._inputs(), "--output", str(self._candidate)]
-        return StepProcess(self._order.project, arguments, self._sources, os.environ)
+        return self._started("train", *self._inputs(), "--output", str(self._candidate))
 
     @property
     def _candidate(self) -> Path:
@@ -110,8 +107,18 @@ class TrainingRun:
         parameters = self._sources / self._order.project / "parameters.json"
         return ["--data", str(self._directory / "data.csv"), "--parameters", str(parameters)]
 
+    @contextmanager
+    def _started(self, *arguments: str) -> Iterator[StepProcess]:
+        """A step that does not outlive the block, whenever a request to end the run arrives."""
+        with ExitStack() as ending:
+            with _request.held_back():
+                step = StepProcess(self._order.project, arguments, self._sources, os.environ)
+                ending.callback(step.stop)
+            yield step
+
     def _step(self, *arguments: str) -> None:
-        run_step(self._order.project, arguments, self._sources, os.environ, self._say)
+        with self._started(*arguments) as step:
+            step.finish(self._say)
 
     def _say(self, line: str) -> None:
         # Paths of the run are long, and the run's directory has been named.
@@ -177,23 +184,46 @@ def _empty(directory: Path) -> Path:
     return directory
 
 
-class _Terminated(Exception):
+class Terminated(Exception):
     """The run was asked to end."""
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    # Once is enough: a second request must not interrupt the record of the first.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Terminated
+class Request:
+    """A request to end the run (SIGTERM): raises where the run is, but not where it would lose track of a process."""
+
+    def __init__(self) -> None:
+        self._held_back = False
+        self._arrived = False
+
+    def arrive(self, signum: int, frame: FrameType | None) -> None:
+        """Handle the signal. Once is enough: a second request must not interrupt the record of the first."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._arrived = True
+        if not self._held_back:
+            raise Terminated
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """A request that arrives inside the block is raised at its end."""
+        self._held_back = True
+        try:
+            yield
+        finally:
+            self._held_back = False
+        if self._arrived:
+            raise Terminated
+
+
+_request = Request()
 
 
 def main(directory: Path) -> int:
     """Execute the run in ``directory``; returns the exit code of its error's kind."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _request.arrive)
     run = read_run(directory)
     try:
         ended = TrainingRun(directory, run).execute()
-    except _Terminated:
+    except Terminated:
         ended = replace(run, status=RunStatus.FAILED, error="was canceled by request", exit_code=130)
     except MlopsError as error:
         ended = _failed(run, error)
