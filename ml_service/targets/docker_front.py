@@ -12,12 +12,16 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 ROUTE = Path("/state/route.json")
 CONTROL = Path("/tmp/control.sock")
 PORT = 8080
+
+START_PATIENCE = 30.0
+"""Seconds that a front may take from its start until it takes commands, on a busy machine."""
 
 Message = dict[str, Any]
 
@@ -106,13 +110,25 @@ async def serve(router: Router, control: Path, port: int) -> None:
     await router.front.close()
 
 
-def ask(control: Path, message: str) -> str:
-    """Send one command; the answer as JSON text."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(str(control))
+def ask(control: Path, message: str, patience: float = START_PATIENCE) -> str:
+    """Send one command; the answer as JSON text. A front that was started a moment ago is given time to listen."""
+    with _connected(control, time.monotonic() + patience) as connection:
         connection.sendall(message.encode() + b"\n")
         with connection.makefile("rb") as answer:
             return answer.readline().decode()
+
+
+def _connected(control: Path, deadline: float) -> socket.socket:
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(control))
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def main(arguments: list[str]) -> None:

@@ -72,10 +72,11 @@ def test_a_command_reaches_it_through_the_socket(tmp_path: Path, control: Path) 
     """As the engine's exec does; SIGTERM ends it."""
 
     async def run() -> str:
+        asking = asyncio.create_task(asyncio.to_thread(ask, control, json.dumps(switch(None, FIRST))))
+        # It asks before anybody listens, as a deployment does that has only just started the front.
+        await asyncio.sleep(0.1)
         serving = asyncio.create_task(docker_front.serve(Router(tmp_path / "route.json"), control, 0))
-        while not control.exists():
-            await asyncio.sleep(0.01)
-        said = await asyncio.to_thread(ask, control, json.dumps(switch(None, FIRST)))
+        said = await asking
         os.kill(os.getpid(), signal.SIGTERM)
         await serving
         return said
@@ -84,3 +85,9 @@ def test_a_command_reaches_it_through_the_socket(tmp_path: Path, control: Path) 
         assert json.loads(asyncio.run(run())) == {}
     finally:
         control.unlink(missing_ok=True)
+
+
+def test_a_front_that_never_listens_is_an_error(control: Path) -> None:
+    """After its patience, and not before."""
+    with pytest.raises(FileNotFoundError):
+        ask(control, "{}", patience=0)
