@@ -51,7 +51,14 @@ class Work:
         """The environment, over what ``.env`` says."""
         from dotenv import dotenv_values
 
-        written = {name: value or "" for name, value in dotenv_values(ROOT / ".env").items()}
+        try:
+            written = {name: value or "" for name, value in dotenv_values(ROOT / ".env").items()}
+        except UnicodeDecodeError:
+            from ml_service.errors import ConfigurationError
+
+            raise ConfigurationError(
+                "is not UTF-8", where=str(ROOT / ".env"), next_step="write it anew in UTF-8: see .env.example"
+            ) from None
         return {**written, **os.environ}
 
     @functools.cached_property
@@ -129,6 +136,10 @@ def _translating(work: Work, body: Callable[..., None], plans: bool, changes: st
                 work.console.line(f"a dry run: {body.__name__.replace('_', '-')} would {changes}; nothing was changed")
             else:
                 body(work, **options)
+        except BrokenPipeError:
+            # Whoever read what the task printed has gone, as with `| head`: there is nobody left to tell.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise Exit(code=141) from None
         except OSError as error:
             # A full disk, a missing right: the system's own words, and the file.
             raise UnavailableError(
@@ -244,7 +255,10 @@ def _confirm_cancel(work: Work) -> Callable[[], bool]:
             return True
         if not sys.stdin.isatty():
             return False
-        return input("\ncancel the remote run too? [y/N] ").strip().lower() in ("y", "yes")
+        try:
+            return input("\ncancel the remote run too? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
 
     return confirm
 

@@ -22,6 +22,8 @@ TOLERANCE = 1e-6
 EXPORT_TOLERANCE = 1e-9
 """How far the ONNX model may be from scikit-learn's; a model in single precision misses it by far."""
 
+VALIDATE = "look at it with: inv validate-data --data FILE"
+
 OPSET, IR_VERSION = 17, 8
 """Of ONNX 1.12 (2022): old enough for any runtime in service, and all that two operators need."""
 
@@ -47,19 +49,37 @@ def train(data: Path, parameters: Path, output: Path) -> str:
     chosen = read_parameters(parameters)
     rows = load(data)
     trained_on, held_out = (rows.take(part) for part in split(len(rows), chosen.test_size, chosen.random_state))
-    model = fit(trained_on, chosen)
+    model = fit(trained_on, chosen, str(data))
     predicted = model.predict(held_out.features)
     metrics = {name: float(metric(held_out.target, predicted)) for name, metric in METRICS.items()}
+    check_finite(metrics, str(data))
     write_candidate(output, candidate_files(model, trained_on, held_out, metrics))
     return f"{output}: trained on {len(trained_on)} rows; on {len(held_out)} held-out rows mse {metrics['mse']:.6f}"
 
 
-def fit(rows: Dataset, parameters: Parameters) -> Regressor:
-    """Ridge regression, scikit-learn's, with the penalty ``alpha``."""
+def fit(rows: Dataset, parameters: Parameters, where: str = "the data") -> Regressor:
+    """Ridge regression, scikit-learn's, with the penalty ``alpha``.
+
+    Raises:
+        DataError: no model comes of these rows, such as with values too large to be squared.
+    """
     from sklearn.linear_model import Ridge  # three seconds: bad data and parameters are refused before
 
-    model: Regressor = Ridge(alpha=parameters.alpha).fit(rows.features, rows.target)
+    try:
+        with np.errstate(all="ignore"):
+            model: Regressor = Ridge(alpha=parameters.alpha).fit(rows.features, rows.target)
+    except ValueError as error:
+        raise DataError(where, f"no model comes of it: {error}", VALIDATE) from error
+    if not (np.isfinite(model.coef_).all() and np.isfinite(model.intercept_)):
+        raise DataError(where, "no model comes of it: a coefficient is not finite", VALIDATE)
     return model
+
+
+def check_finite(metrics: dict[str, float], where: str) -> None:
+    """Refuse metrics that are no numbers, as r2 is where the target is constant; raises DataError."""
+    bad = sorted(name for name, value in metrics.items() if not np.isfinite(value))
+    if bad:
+        raise DataError(where, f"the held-out rows give no finite {', '.join(bad)}: is Y constant?", VALIDATE)
 
 
 def candidate_files(

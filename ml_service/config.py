@@ -237,6 +237,13 @@ class Settings:
                 where="MODEL_NAME",
                 next_step="unset MODEL_NAME, or set a plain name",
             )
+        for name, path in (("MLOPS_HOME", self.home), ("MLOPS_STORE", self.store)):
+            if set(str(path)) & set("?%"):
+                raise ConfigurationError(
+                    "a path with ? or % cannot name the tracking store's database",
+                    where=f"{name}={path}",
+                    next_step=f"set {name} to a path without these",
+                )
         if self.build_id and not is_plain(self.build_id):
             raise UsageError(
                 "a build id is 1 to 64 letters, digits, dots, dashes or underscores, and starts with a letter or digit",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,10 @@ from pathlib import Path
 from ml_service.console import Console, read_outputs
 
 FAILED, SKIPPED, PASSED, INTERRUPTED, NOT_RUN = "failed", "skipped", "passed", "interrupted", "not run"
+INTERRUPTED_CODE = 130
+
+_TO_NOTICE = 10.0
+"""Seconds in which an interrupted stage ends by itself, when the terminal told it."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ def _run(stage: Stage, root: Path, env: Mapping[str, str], outputs: Path) -> Out
     code = _wait(subprocess.Popen(command, cwd=root, env=dict(env)))
     seconds = time.monotonic() - started
     found = read_outputs(outputs)
-    if code == 130:
-        return Outcome(stage.task, INTERRUPTED, seconds, f"again: {stage.command}", code)
+    if code in (INTERRUPTED_CODE, -signal.SIGINT):
+        return Outcome(stage.task, INTERRUPTED, seconds, f"again: {stage.command}", INTERRUPTED_CODE)
     if code:
         return Outcome(stage.task, FAILED, seconds, f"exit code {code}; again: {stage.command}", code)
     if "skipped" in found:
@@ -103,13 +106,17 @@ def _run(stage: Stage, root: Path, env: Mapping[str, str], outputs: Path) -> Out
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code. An interrupt reaches the stage by itself; it is given the time to leave things whole."""
+    """The exit code. A terminal's Ctrl-C reaches the stage, too, and a second one would disturb its tidying up: it is
+    passed on only to a stage that does not seem to know of it."""
+    interrupted = False
     while True:
         try:
-            return process.wait()
+            return process.wait(_TO_NOTICE if interrupted else None)
         except KeyboardInterrupt:
-            if os.name == "posix" and process.poll() is None:
-                process.send_signal(signal.SIGINT)
+            interrupted = True
+        except subprocess.TimeoutExpired:
+            interrupted = False
+            process.send_signal(signal.SIGINT)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

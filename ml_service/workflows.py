@@ -196,29 +196,41 @@ def check_model(
         version = platform.model_of_build(model_name(settings), resolved.build.id)
     elif not version:
         raise UsageError(f"build {resolved.build.id} ran no training", where="check-model", next_step="run: inv train")
+    _say_registered(console, version)
     if settings.azure_pipelines and runs:
         _summarise(settings, platform, console, runs[-1], version)
-    console.output("model_registered", "true" if version else "false")
     if not version:
-        console.line(NOT_REGISTERED)
         if fail_if_none:
             raise NotRegisteredError(
                 NOT_REGISTERED, where=f"build {resolved.build.id}", next_step="see the verdict of inv train"
             )
         return None
+    return version
+
+
+def _say_registered(console: Console, version: ModelVersion | None) -> None:
+    console.output("model_registered", "true" if version else "false")
+    if not version:
+        console.line(NOT_REGISTERED)
+        return
     console.output("model_name", version.name)
     console.output("model_version", version.version)
     console.tag("model-registered")
     console.line(f"Model {version.reference} was registered for this run.")
-    return version
 
 
 def _summarise(
     settings: Settings, platform: Platform, console: Console, run: Run, version: ModelVersion | None
 ) -> None:
+    """Show the run on the pipeline's page; plots that cannot be had must not turn a registered model into a failure."""
+    try:
+        plots = platform.plots(run)
+    except MlopsError as error:
+        console.warning(f"the summary has no plots: {error.what}")
+        plots = {}
     path = settings.home / "summaries" / f"{run.build.id}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(training_summary(run, version, platform.plots(run), NOT_REGISTERED), encoding="utf-8")
+    path.write_text(training_summary(run, version, plots, NOT_REGISTERED), encoding="utf-8")
     console.summary(path)
 
 
@@ -532,7 +544,15 @@ def _put_back(
         return UnhealthyError(
             error.what, where=error.where, next_step="there is no version before to go back to: fix it, or inv undeploy"
         )
-    restored = rollback(settings, target, console)
+    try:
+        restored = rollback(settings, target, console)
+    except MlopsError as failure:
+        kept = f"{failed.model['name']}:{failed.model['version']} still serves"
+        raise UnhealthyError(
+            f"{error.what}; and the version before could not be put back ({failure.what}): {kept}",
+            where=error.where,
+            next_step=failure.next_step or error.next_step,
+        ) from None
     served = f"{restored.model['name']}:{restored.model['version']}"
     return UnhealthyError(f"{error.what}; rolled back, {served} serves", where=error.where, next_step=error.next_step)
 

@@ -292,12 +292,12 @@ def _version_tags(step: Step, registration: Mapping[str, Any]) -> dict[str, str]
     trained = Path(step.options.trained)
     given = attempt(step.parent.get_tags, f"tags of run {step.parent.id}")
     options = step.options
-    # The agent that starts a run from Azure Pipelines passes these two tags; the commit is that of the publication.
+    # Whoever starts a run passes the build by tags; the commit is that of the publication, whose sources were used.
     return {
         "run_id": str(step.parent.id),
         "build_id": given.get("BuildId") or options.build_id,
         "build_uri": given.get("BuildUri") or options.build_uri.replace(NONE, ""),
-        "git_commit": given.get("GitCommit") or options.git_commit.replace(NONE, ""),
+        "git_commit": options.git_commit.replace(NONE, ""),
         "pipeline_id": str(step.parent.properties.get("azureml.pipelineid", "")),
         "data_sha256": str(read_step_json(trained / "source.json")["data_sha256"]),
         "lock_sha256": step.snapshot.lock_sha256,

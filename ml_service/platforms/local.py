@@ -105,7 +105,8 @@ class LocalPlatform:
                 "run_id": run.id,
                 "build_id": run.build.id,
                 "build_uri": run.build.uri,
-                "git_commit": run.build.git_commit,
+                # The sources are those of the publication, whatever is checked out by now.
+                "git_commit": published.build.git_commit,
                 "pipeline_id": published.id,
                 "data_sha256": data_sha256,
                 "lock_sha256": frozen.lock_sha256,

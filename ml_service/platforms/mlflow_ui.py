@@ -35,6 +35,8 @@ def serve(settings: Settings, console: Console, port: int) -> None:
         raise UsageError(
             "the tracking store is a server", where="MLFLOW_TRACKING_URI", next_step="open its address in a browser"
         )
+    if not 0 < port < 65536:
+        raise UsageError(f"{port} is no port", where="--port", next_step="use a number from 1 to 65535")
     _refuse_used(port)
     _open_store(settings)
     model = settings.model_name or read_project(settings.root, settings.project).model_name

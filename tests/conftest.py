@@ -1,0 +1,23 @@
+"""No test may depend on, or write to, what the person or pipeline that runs it has set up for real work."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_SETTING = re.compile(r"^#? ?([A-Z][A-Z0-9_]+)=", re.MULTILINE)
+
+_OF_THE_MACHINE = frozenset(("KUBECONFIG", "DOCKER_HOST", "PIP_INDEX_URL", "IMAGE_BUILD_NETWORK"))
+"""What tests of containers and clusters need to find them."""
+
+_OF_THE_PIPELINE = ("CI", "TF_BUILD", "MLOPS_OUTPUTS")
+
+
+def settings() -> set[str]:
+    """Every setting that there is."""
+    return set(_SETTING.findall((Path(__file__).parents[1] / ".env.example").read_text(encoding="utf-8")))
+
+
+for name in (settings() - _OF_THE_MACHINE).union(_OF_THE_PIPELINE):
+    os.environ.pop(name, None)
