@@ -42,7 +42,7 @@ _LAST_LINES = 15
 def build(settings: Settings, console: Console, *, artifact: Path, push: bool) -> None:
     """Build the scoring image of ``artifact``, or find it; with ``push`` give it to the registry; write image.json.
 
-    Without a container engine it says so and ends well, unless REQUIRE_IMAGE is set.
+    Without a container engine it says so and ends well, unless REQUIRE_IMAGE is set or ``push`` asks for an image.
 
     Raises:
         UsageError: there is no artifact, or its package holds no Dockerfile.
@@ -57,7 +57,7 @@ def build(settings: Settings, console: Console, *, artifact: Path, push: bool) -
             record = _Images(settings, client, console).provide(found, push=push)
             console.progress(supply_chain.write_sbom(client, record, artifact))
     except NoEngineError as error:
-        if settings.require_image:
+        if settings.require_image or push:
             raise
         console.line(f"skipped: {error}")
         console.output("skipped", f"no container engine at {error.where}")

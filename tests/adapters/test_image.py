@@ -206,6 +206,14 @@ def test_without_an_engine_it_fails_where_an_image_is_required(tmp_path: Path) -
         build(settings, printing()[0], artifact=make_artifact(tmp_path), push=False)
 
 
+def test_without_an_engine_a_push_fails(tmp_path: Path) -> None:
+    """Who asks for a push must not go on as if there were one: exit code 5."""
+    pytest.importorskip("docker")
+    environment = {"DOCKER_HOST": f"unix://{tmp_path}/nothing.sock", "IMAGE_REGISTRY": "registry.example.com"}
+    with pytest.raises(UnavailableError, match="no container engine answers"):
+        build(settings_for(tmp_path / "home", **environment), printing()[0], artifact=make_artifact(tmp_path), push=True)
+
+
 def test_pushing_needs_a_registry(tmp_path: Path) -> None:
     """--push without IMAGE_REGISTRY is refused before anything is built."""
     with pytest.raises(ConfigurationError, match="no registry to push to"):
