@@ -93,17 +93,15 @@ class Deployment:
     def image_of(self, release: Release, progress: Progress, *, pull: bool) -> Any:
         """The image of the release, which must carry its package hash; with ``pull`` the registry is asked, too.
 
+        A release with a digest is that image and no other; None when only the registry may have it. One without, never
+        pushed, is the image of its package on this engine.
+
         Raises:
             UsageError: there is none.
+            UnavailableError: the registry does not give what the digest names.
             IntegrityError: what the digest names is the image of another package.
         """
-        image = self._by_digest(release, progress, pull) or find_image(self._client, release.package_sha256)
-        if image is None and (pull or not release.image_digest):
-            raise UsageError(
-                f"neither this engine nor a registry has an image of package {release.package_sha256[:12]}",
-                where="target docker",
-                next_step="run: inv build-image",
-            )
+        image = self._by_digest(release, progress, pull) if release.image_digest else self._by_label(release)
         if image is not None and image.labels.get(PACKAGE_LABEL) != release.package_sha256:
             raise IntegrityError(
                 f"is the image of package {str(image.labels.get(PACKAGE_LABEL))[:12]}, not of this one",
@@ -112,11 +110,19 @@ class Deployment:
             )
         return image
 
+    def _by_label(self, release: Release) -> Any:
+        image = find_image(self._client, release.package_sha256)
+        if image is None:
+            raise UsageError(
+                f"this engine has no image of package {release.package_sha256[:12]}, and it was never pushed",
+                where="target docker",
+                next_step="run: inv build-image",
+            )
+        return image
+
     def _by_digest(self, release: Release, progress: Progress, pull: bool) -> Any | None:
         import docker
 
-        if not release.image_digest:
-            return None
         try:
             return self._client.images.get(f"{release.image}@{release.image_digest}")
         except docker.errors.ImageNotFound:
@@ -126,7 +132,12 @@ class Deployment:
         try:
             return self._client.images.pull(release.image, tag=release.image_digest)
         except docker.errors.NotFound:
-            return None
+            # Another image of the same package may be here; it is not the one that was pushed, and perhaps signed.
+            raise UnavailableError(
+                f"the registry no longer has {release.image_digest[:19]}",
+                where=release.image,
+                next_step="push it again: inv build-image --push",
+            ) from None
         except docker.errors.APIError as error:
             raise UnavailableError(
                 f"cannot be pulled: {error.explanation or error}",

@@ -19,7 +19,7 @@ from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, 
 from ml_service.ports import Endpoint, Release, Status, Target
 from ml_service.smoke import smoke
 from ml_service.targets.docker import DockerTarget
-from tests.containers import ROOT, DockerRig, settings_for
+from tests.containers import ROOT, DockerRig, push_image, registry_or_skip, removing_images, settings_for
 from tests.ports import free_port
 from tests.fakes import EXAMPLES, make_release
 from tests.traffic import Traffic
@@ -204,6 +204,26 @@ def test_an_image_that_the_registry_no_longer_has(rig: DockerRig, release: MakeR
     with pytest.raises(UnavailableError, match="cannot be pulled"):
         deploy(rig.target, gone)
     assert version_at(rig.target.endpoint()) == "1"
+
+
+def test_an_image_of_the_same_package_does_not_stand_in_for_the_digest(rig: DockerRig, release: MakeRelease) -> None:
+    """The engine has one with the right label, the registry has lost the one that was pushed: exit code 5."""
+    gone = replace(release("1"), image=f"{registry_or_skip()}/{rig.name}", image_digest="sha256:" + "0" * 64)
+    assert [step.action for step in rig.target.plan(gone).steps][0] == "pull"
+    with pytest.raises(UnavailableError, match="the registry no longer has sha256:000"):
+        deploy(rig.target, gone)
+    assert rig.target.status() is None
+
+
+def test_an_image_that_was_pushed_from_here_is_found_by_its_digest(rig: DockerRig, tmp_path: Path) -> None:
+    """Nothing is pulled, and status names the digest."""
+    repository = f"{registry_or_skip()}/{rig.name}"
+    with removing_images(rig.client, repository):
+        # A package of its own, since its image is removed.
+        pushed = push_image(rig.client, make_release(tmp_path / "pushed", name=rig.name), repository)
+        assert "pull" not in [step.action for step in rig.target.plan(pushed).steps]
+        assert deploy(rig.target, pushed).image_digest == pushed.image_digest
+        rig.target.undeploy(print)
 
 
 def test_a_changed_package_is_refused(rig: DockerRig, release: MakeRelease) -> None:
