@@ -64,8 +64,8 @@ def build(settings: Settings, console: Console, *, artifact: Path, push: bool) -
         return
     package.write_json(artifact / IMAGE_JSON, record)
     if push:
-        lock = found.package / "scoring" / "requirements.txt"
-        console.progress(supply_chain.write_vulnerabilities(lock, artifact, settings.env))
+        locks = supply_chain.locks_of(found.package)
+        console.progress(supply_chain.write_vulnerabilities(locks, artifact, settings.env))
         if signing.sign(settings, artifact, record):
             console.progress(f"signed: {signing.SIGNATURE}")
     name = reference(record)

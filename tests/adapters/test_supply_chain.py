@@ -33,6 +33,19 @@ from tests.containers import (
 if TYPE_CHECKING:
     from docker import DockerClient
 
+_AUDIT = """
+import argparse, json, pathlib
+parser = argparse.ArgumentParser()
+parser.add_argument("--requirement", action="append", type=pathlib.Path)
+parser.add_argument("--output", type=pathlib.Path)
+given = parser.parse_known_args()[0]
+pins = [line.split("==") for lock in given.requirement for line in lock.read_text().splitlines()]
+vulns = [{"id": "PYSEC-1", "fix_versions": []}]
+report = {"dependencies": [{"name": name, "version": version, "vulns": vulns} for name, version in pins]}
+given.output.write_text(json.dumps(report))
+"""
+"""A pip-audit whose database finds every package vulnerable."""
+
 IMAGE = {"repository": "registry.example.com/toy", "digest": "sha256:" + "1" * 64}
 
 
@@ -178,6 +191,19 @@ def test_a_push_leaves_sbom_report_and_signature(client: DockerClient, tmp_path:
     assert {"pkg:pypi/onnxruntime", "pkg:pypi/numpy", "pkg:deb/debian/libc6"} <= purls
     report = json.loads((artifact / "vulnerabilities.json").read_bytes())
     assert report["checked"] or report["reason"]
+
+
+def test_the_lock_of_a_script_model_is_asked_about_too(tmp_path: Path) -> None:
+    """The image installs both locks, so the report is about both."""
+    pytest.importorskip("pip_audit")
+    directory = make_artifact(tmp_path, lock="ours==1.0\n") / "package"
+    (directory / "model" / "requirements.txt").write_text("theirs==2.0\n")
+    (tmp_path / "pip_audit.py").write_text(_AUDIT)
+    locks = supply_chain.locks_of(directory)
+    said = supply_chain.write_vulnerabilities(locks, tmp_path, {"PYTHONPATH": str(tmp_path)})
+    found = json.loads((tmp_path / "vulnerabilities.json").read_bytes())["found"]
+    assert [(one["name"], one["version"]) for one in found] == [("ours", "1.0"), ("theirs", "2.0")]
+    assert said == "vulnerabilities: 2 found"
 
 
 def test_a_database_that_knows_nothing_is_no_all_clear() -> None:
