@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -104,6 +106,22 @@ def test_the_payload_is_the_one_that_cosign_signs(tmp_path: Path, keys: dict[str
         "type": "cosign container image signature",
     }
     assert payload["optional"]["package_sha256"] == release.package_sha256
+
+
+def test_openssl_accepts_the_signature(tmp_path: Path, keys: dict[str, str]) -> None:
+    """And refuses it for another payload: who checks needs nothing of ours."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    _, artifact, _ = signed(tmp_path, keys)
+    raw = json.loads((artifact / "signature.json").read_bytes())
+    payload, signature = tmp_path / "payload.json", tmp_path / "payload.sig"
+    payload.write_bytes(base64.b64decode(raw["payload"]))
+    signature.write_bytes(base64.b64decode(raw["signature"]))
+    command = ["openssl", "dgst", "-sha256", "-verify", keys["IMAGE_PUBLIC_KEY"], "-signature", str(signature)]
+    checked = subprocess.run([*command, str(payload)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "Verified OK\n")
+    payload.write_bytes(payload.read_bytes() + b" ")
+    assert subprocess.run([*command, str(payload)], capture_output=True, check=False).returncode != 0
 
 
 def test_nothing_is_asked_for_without_a_public_key(tmp_path: Path) -> None:
