@@ -118,7 +118,8 @@ class DockerTarget:
                 self._bring_up(container, verify, progress)
                 self._switch(deployment, front, view, container, None, progress)
             except BaseException:
-                container.stop(timeout=self._grace)
+                if not deployment.has_the_traffic(container):
+                    container.stop(timeout=self._grace)
                 raise
             self._retire(deployment, front, view, remove=True, progress=progress)
         return self._serving()
@@ -196,7 +197,7 @@ class DockerTarget:
         try:
             self._bring_up_new(deployment, front, view, release, image, verify, progress)
         except BaseException:
-            if view.current is None:
+            if deployment.look().current is None:
                 deployment.remove_all()
             raise
         self._retire(deployment, front, view, remove=False, progress=progress)
@@ -225,8 +226,10 @@ class DockerTarget:
             before = view.previous if self._same_package(view, release) else view.current
             self._switch(deployment, front, view, container, before, progress)
         except BaseException:
-            self._keep_log(container)
-            container.remove(force=True)
+            # An interrupt, or a word that the engine lost, may come after the switch: then this is what serves.
+            if not deployment.has_the_traffic(container):
+                self._keep_log(container)
+                container.remove(force=True)
             raise
 
     def _bring_up(self, container: Any, verify: Verify, progress: Progress) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import secrets
 import tarfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ DIGEST_LABEL = "mlops.image-digest"
 PORT = "8080/tcp"
 KEYS = "/run/secrets/keys.json"
 CONTROL = ["python", "-m", "ml_service.targets.docker_front", "ask"]
+_COMMAND_PATIENCE = 10.0
+"""Seconds that a command of an interrupted task may still take in the front."""
 _HARDENED: Mapping[str, Any] = {
     "read_only": True,
     "cap_drop": ["ALL"],
@@ -223,13 +226,18 @@ class Deployment:
                 f"another deployment was faster: {said['error']}", where="target docker", next_step="run it again"
             )
 
+    def has_the_traffic(self, container: Any) -> bool:
+        """Whether the front routes to ``container`` now, whatever became of the command that should have told it to."""
+        current = self.look().current
+        return current is not None and current["container"] == container.name
+
     def drain(self, front: Any, container: str) -> bool:
         """Wait until nothing is on its way through ``container``; False when something still is."""
         timeout = self._settings.drain_timeout
         return bool(self._ask(front, {"command": "drain", "container": container, "timeout": timeout})["drained"])
 
     def _ask(self, front: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        code, output = front.exec_run([*CONTROL, json.dumps(command)], demux=True)
+        code, output = self._run(front, [*CONTROL, json.dumps(command)])
         if code != 0:
             said = (output[1] or b"").decode("utf-8", "replace").strip().splitlines()
             raise UnavailableError(
@@ -239,6 +247,22 @@ class Deployment:
             )
         answer: dict[str, Any] = json.loads(output[0])
         return answer
+
+    def _run(self, front: Any, command: Sequence[str]) -> tuple[int | None, tuple[bytes | None, bytes | None]]:
+        """Run a command in the front.
+
+        An interrupt does not end the command; this waits for its end, so that who looks then sees what it did.
+        """
+        api = self._client.api
+        started = api.exec_create(front.id, list(command))["Id"]
+        try:
+            output = api.exec_start(started, demux=True)
+        except BaseException:
+            deadline = time.monotonic() + _COMMAND_PATIENCE
+            while api.exec_inspect(started)["ExitCode"] is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            raise
+        return api.exec_inspect(started)["ExitCode"], output
 
     def remove_all(self) -> None:
         """Remove the front, its network and volume."""
@@ -270,9 +294,9 @@ def options_label(settings: DockerTargetSettings, options: Mapping[str, str]) ->
 
 
 def log_lines(container: Any, lines: int) -> Sequence[str]:
-    """The last that a container said since it was last started, oldest first."""
+    """The last that a container said since it was last started, oldest first; nothing when it never was."""
     started = container.attrs["State"].get("StartedAt", "")
-    raw = container.logs(tail=lines, since=_epoch(started)) if lines > 0 else b""
+    raw = container.logs(tail=lines, since=_epoch(started) or None) if lines > 0 else b""
     return raw.decode("utf-8", "replace").splitlines()[-lines:] if lines > 0 else []
 
 
