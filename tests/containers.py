@@ -55,7 +55,8 @@ def make_artifact(directory: Path, version: str = "1", *, fault: str = "", salt:
     artifact = directory / "artifact"
     artifact.mkdir()
     package.build(registered, source / "candidate", scoring, source / "lock.txt", artifact / "package")
-    package.write_json(artifact / package.MODEL_JSON, package.describe(registered, artifact / "package"))
+    described = {**package.describe(registered, artifact / "package"), "packaging_commit": "decade"}
+    package.write_json(artifact / package.MODEL_JSON, described)
     return artifact
 
 

@@ -23,6 +23,7 @@ from ml_service.targets.engine import (
     MODEL_LABEL,
     PACKAGE_LABEL,
     REVISION_LABEL,
+    TRAINING_LABEL,
     VERSION_LABEL,
     NoEngineError,
     engine,
@@ -86,12 +87,13 @@ def tag_of(found: Artifact) -> str:
 
 
 def labels_of(found: Artifact) -> dict[str, str]:
-    """What the image says of itself."""
+    """What the image says of itself; its revision is that of the scoring code, which may be newer than the model."""
     tags = found.model["tags"]
     return {
         MODEL_LABEL: str(found.model["name"]),
         VERSION_LABEL: str(found.model["version"]),
-        REVISION_LABEL: str(tags.get("git_commit", "")),
+        REVISION_LABEL: str(found.model.get("packaging_commit", "")),
+        TRAINING_LABEL: str(tags.get("git_commit", "")),
         BUILD_LABEL: str(tags.get("build_id", "")),
         PACKAGE_LABEL: found.package_sha256,
     }

@@ -67,7 +67,7 @@ def files_of(client: DockerClient, image_id: str | None) -> dict[str, tuple[int,
 
 @pytest.mark.docker
 def test_an_image_is_built_from_the_package(client: DockerClient, tmp_path: Path, salt: str) -> None:
-    """It runs as a user without rights, says what it is, checks its health, and holds the package byte for byte."""
+    """It runs as a user without rights, says what it is and from which commits, and holds the package byte for byte."""
     artifact = make_artifact(tmp_path, salt=salt)
     settings = settings_for(tmp_path / "home")
     with removing_images(client, settings.image_name):
@@ -80,7 +80,8 @@ def test_an_image_is_built_from_the_package(client: DockerClient, tmp_path: Path
         assert image.labels == {
             "org.opencontainers.image.title": "toy",
             "org.opencontainers.image.version": "1",
-            "org.opencontainers.image.revision": "c0ffee",
+            "org.opencontainers.image.revision": "decade",
+            "mlops.training-commit": "c0ffee",
             "mlops.build-id": "build-1",
             "mlops.package-sha256": found.package_sha256,
         }
@@ -210,8 +211,9 @@ def test_without_an_engine_a_push_fails(tmp_path: Path) -> None:
     """Who asks for a push must not go on as if there were one: exit code 5."""
     pytest.importorskip("docker")
     environment = {"DOCKER_HOST": f"unix://{tmp_path}/nothing.sock", "IMAGE_REGISTRY": "registry.example.com"}
+    settings = settings_for(tmp_path / "home", **environment)
     with pytest.raises(UnavailableError, match="no container engine answers"):
-        build(settings_for(tmp_path / "home", **environment), printing()[0], artifact=make_artifact(tmp_path), push=True)
+        build(settings, printing()[0], artifact=make_artifact(tmp_path), push=True)
 
 
 def test_pushing_needs_a_registry(tmp_path: Path) -> None:
