@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import threading
@@ -53,10 +54,11 @@ def built(settings: Settings, artifact: Path, *, push: bool = False) -> dict[str
     return record
 
 
-def files_of(client: DockerClient, image_id: str | None) -> dict[str, tuple[int, int, int]]:
-    """Owner, mode and size of each file that the image adds below /app and /opt/packages."""
+def files_of(client: DockerClient, image_id: str | None) -> dict[str, tuple[int, int, str]]:
+    """Owner, mode and SHA-256 of each file that the image adds below /app and /opt/packages."""
     code = (
-        "import os, json; print(json.dumps({p: (s.st_uid, s.st_mode, s.st_size if not os.path.isdir(p) else 0)"
+        "import hashlib, json, os; print(json.dumps({p: (s.st_uid, s.st_mode,"
+        " '' if os.path.isdir(p) else hashlib.sha256(open(p, 'rb').read()).hexdigest())"
         " for root in ('/app', '/opt/packages') for d, ds, fs in os.walk(root) for n in ds + fs"
         " for p in [os.path.join(d, n)] for s in [os.stat(p)]}))"
     )
@@ -93,15 +95,21 @@ def test_an_image_is_built_from_the_package(client: DockerClient, tmp_path: Path
 
 
 @pytest.mark.docker
-def test_the_same_artifact_gives_the_same_files(client: DockerClient, tmp_path: Path, salt: str) -> None:
-    """Built twice without a cache between, each file has the same owner, mode and size."""
+def test_the_same_artifact_gives_the_same_files(
+    client: DockerClient, tmp_path: Path, salt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built a second time without the engine's cache, each file has the same owner, mode and content."""
+    from docker import APIClient
+
     artifact = make_artifact(tmp_path, salt=salt, lock=_SMALL_LOCK)
     settings = settings_for(tmp_path / "home")
     with removing_images(client, settings.image_name):
         first = built(settings, artifact)
         files = files_of(client, first["image_id"])
         remove_image(client, client.images.get(first["image_id"]))
+        monkeypatch.setattr(APIClient, "build", functools.partialmethod(APIClient.build, nocache=True))
         second = built(settings, artifact)
+        assert second["image_id"] != first["image_id"]
         assert files_of(client, second["image_id"]) == files
         assert "/opt/packages/packaging/__init__.py" in files
 
