@@ -160,7 +160,7 @@ class DockerTarget:
         try:
             with engine(self._settings.env) as client:
                 version = client.version()["Version"]
-                view = Deployment(client, self._docker, self._settings.home).look()
+                view = Deployment(client, self._settings).look()
         except MlopsError as error:
             return [Finding("container engine", False, error.what, error.next_step)]
         trouble = _trouble(view) if view.current else ""
@@ -394,7 +394,7 @@ class DockerTarget:
     @contextmanager
     def _deployment(self) -> Iterator[Deployment]:
         with engine(self._settings.env) as client:
-            yield Deployment(client, self._docker, self._settings.home)
+            yield Deployment(client, self._settings)
 
     @contextmanager
     def _changing(self, progress: Progress) -> Iterator[Deployment]:

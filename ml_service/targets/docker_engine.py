@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_service.config import DockerTargetSettings
+from ml_service.config import DockerTargetSettings, Settings
 from ml_service.errors import IntegrityError, UnavailableError, UsageError
 from ml_service.ports import Progress, Release
+from ml_service.targets import registry
 from ml_service.targets.engine import BUILD_LABEL, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL, find_image
 
 if TYPE_CHECKING:
@@ -59,10 +60,11 @@ class View:
 class Deployment:
     """The containers of one deployment, on one engine."""
 
-    def __init__(self, client: DockerClient, settings: DockerTargetSettings, home: Path) -> None:
+    def __init__(self, client: DockerClient, settings: Settings) -> None:
         self._client = client
-        self._settings = settings
-        self._home = home
+        self._all_settings = settings
+        self._settings = settings.docker_target
+        self._home = settings.home
 
     @property
     def _name(self) -> str:
@@ -131,6 +133,7 @@ class Deployment:
         except docker.errors.ImageNotFound:
             if not pull:
                 return None
+        registry.sign_in(self._client, self._all_settings, release.image)
         progress(f"pulling {release.image}@{release.image_digest[:19]}")
         try:
             return self._client.images.pull(release.image, tag=release.image_digest)

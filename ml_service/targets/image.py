@@ -145,7 +145,7 @@ class _Images:
         """The image of ``found``, as image.json tells it."""
         tag = tag_of(found)
         if push:
-            registry.sign_in(self._client, self._settings)
+            registry.sign_in(self._client, self._settings, self._repository)
         image = self._known(found, tag, push)
         if image is None:
             self._build(found, tag)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,9 @@ import pytest
 from ml_service import package
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError, UsageError
+from ml_service.ports import Release
 from ml_service.targets import registry
+from ml_service.targets.docker_engine import Deployment
 from ml_service.targets.image import build, context_of, follow_build
 from tests.containers import (
     ROOT,
@@ -317,6 +320,42 @@ def test_an_identity_that_the_registry_does_not_know_is_told_which_role(exchange
     with pytest.raises(UnavailableError, match="AcrPush") as caught:
         registry.exchange(exchange_url, "r.azurecr.io", "secret-token", "")
     assert "secret-token" not in str(caught.value)
+
+
+class _AzureRegistry:
+    """An engine without images, and a registry behind it that lets in who has signed in."""
+
+    def __init__(self) -> None:
+        self.images = self
+        self.logins: dict[str, tuple[str, str]] = {}
+
+    def login(self, *, username: str, password: str, registry: str) -> None:
+        self.logins[registry] = (username, password)
+
+    def get(self, name: str) -> object:
+        from docker.errors import ImageNotFound
+
+        raise ImageNotFound(name)
+
+    def pull(self, repository: str, tag: str) -> object:
+        assert repository.partition("/")[0] in self.logins, "unauthorized"
+        return SimpleNamespace(labels={"mlops.package-sha256": "0" * 64})
+
+
+def test_the_docker_target_signs_in_before_it_pulls_from_azure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the registry that the image is in, whatever IMAGE_REGISTRY says here; a plan only looks."""
+    pytest.importorskip("docker")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setattr(registry, "_entra_token", lambda settings: "entra")
+    monkeypatch.setattr(registry, "exchange", lambda url, service, token, tenant: f"{token} for {service} at {url}")
+    fake: Any = _AzureRegistry()
+    deployment = Deployment(fake, settings_for(tmp_path / "home"))
+    release = Release(tmp_path, "0" * 64, "toy", "1", "b", "r.azurecr.io/toy", "sha256:" + "1" * 64)
+    assert deployment.image_of(release, print, pull=False) is None
+    assert fake.logins == {}
+    assert deployment.image_of(release, print, pull=True)
+    [(host, (_, password))] = fake.logins.items()
+    assert (host, password) == ("r.azurecr.io", "entra for r.azurecr.io at https://r.azurecr.io")
 
 
 def test_a_package_without_a_dockerfile_is_refused(tmp_path: Path) -> None:
