@@ -334,11 +334,11 @@ def build_image(work: Work, artifact: str = "artifact", push: bool = False) -> N
         "target": _TARGET,
         "artifact": _ARTIFACT,
         "dry_run": _DRY_RUN,
-        "canary": "send the candidate this share of traffic",
+        "canary": "send the candidate this share of traffic, from 1 to 99 percent",
     },
     changes="deploy",
 )
-def deploy(work: Work, target: str, artifact: str = "artifact", dry_run: bool = False, canary: int = 0) -> None:
+def deploy(work: Work, target: str, artifact: str = "artifact", dry_run: bool = False, canary: str = "") -> None:
     """Plan, show, apply, wait until healthy.
 
     Examples: inv deploy --target local · inv deploy --target aks --dry-run · inv deploy --target aks --canary 10
@@ -352,7 +352,7 @@ def deploy(work: Work, target: str, artifact: str = "artifact", dry_run: bool = 
         work.console,
         artifact=_path(artifact),
         dry_run=dry_run,
-        canary_percent=canary or None,
+        canary_percent=_percent(canary) if canary else None,
     )
     if not dry_run:
         _say_how_to_use(work, target)
@@ -378,7 +378,7 @@ def smoke(work: Work, target: str, artifact: str = "artifact") -> None:
     help={"target": _TARGET, "min_requests": "requests to each version before it decides (default: 500)"},
     changes="end the canary in favour of the candidate",
 )
-def promote(work: Work, target: str, min_requests: int = 0) -> None:
+def promote(work: Work, target: str, min_requests: str = "") -> None:
     """End a canary: the candidate takes all traffic, unless its metrics are worse.
 
     Examples: inv promote --target aks · inv promote --target aks --min-requests 2000
@@ -386,7 +386,7 @@ def promote(work: Work, target: str, min_requests: int = 0) -> None:
     from ml_service import workflows
 
     if min_requests:
-        work.env["CANARY_MIN_REQUESTS"] = str(min_requests)
+        work.env["CANARY_MIN_REQUESTS"] = min_requests
     workflows.promote(work.target(target), work.console)
 
 
@@ -550,6 +550,16 @@ def doctor(work: Work, pipelines: bool = False) -> None:
 
 def _path(given: str) -> Path:
     return Path(given).absolute()
+
+
+def _percent(given: str) -> int:
+    """A share as a number; text as the option's type tells "not given" from 0, which the target refuses."""
+    from ml_service.errors import UsageError
+
+    try:
+        return int(given)
+    except ValueError:
+        raise UsageError(f"{given!r} is no percentage", where="--canary", next_step="use such as --canary 10") from None
 
 
 def parse_task(words: Sequence[str]) -> str:

@@ -350,11 +350,16 @@ def package_artifact(
             platform.download(version, Path(downloaded))
             lock = settings.root / "requirements" / "scoring.txt"
             package.build(version, Path(downloaded), settings.root / "scoring", lock, fresh / "package")
-        described = {**package.describe(version, fresh / "package"), "branch": settings.source_branch}
-        package.write_json(fresh / package.MODEL_JSON, described)
+        package.write_json(fresh / package.MODEL_JSON, _described(settings, version, fresh / "package"))
     artifact = package.read_artifact(output)
     console.line(f"packaged {version.reference} as {output}: package {artifact.package_sha256[:12]}")
     return artifact
+
+
+def _described(settings: Settings, version: ModelVersion, directory: Path) -> dict[str, Any]:
+    """``model.json``: the model, and from where it was packaged; the scoring code may be newer than the training."""
+    origin = {"branch": settings.source_branch, "packaging_commit": builds.git_commit(settings.root)}
+    return {**package.describe(version, directory), **origin}
 
 
 @contextmanager

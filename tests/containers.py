@@ -55,7 +55,8 @@ def make_artifact(directory: Path, version: str = "1", *, fault: str = "", salt:
     artifact = directory / "artifact"
     artifact.mkdir()
     package.build(registered, source / "candidate", scoring, source / "lock.txt", artifact / "package")
-    package.write_json(artifact / package.MODEL_JSON, package.describe(registered, artifact / "package"))
+    described = {**package.describe(registered, artifact / "package"), "packaging_commit": "decade"}
+    package.write_json(artifact / package.MODEL_JSON, described)
     return artifact
 
 
@@ -159,6 +160,18 @@ def provide_image(client: DockerClient, directory: Path, package_sha256: str) ->
     return name
 
 
+def push_image(client: DockerClient, release: Release, repository: str) -> Release:
+    """Have an image of the release in the registry; returns the release with its name and digest."""
+    image = client.images.get(provide_image(client, release.package, release.package_sha256))
+    tag = release.package_sha256[:16]
+    image.tag(repository, tag)
+    digest = ""
+    for event in client.api.push(repository, tag=tag, stream=True, decode=True):
+        assert "error" not in event, event
+        digest = event.get("aux", {}).get("Digest", digest)
+    return replace(release, image=repository, image_digest=digest)
+
+
 def cluster_or_skip() -> None:
     """The cluster that KUBECONFIG names; without one the test is skipped."""
     pytest.importorskip("kubernetes")
@@ -196,15 +209,7 @@ class AksRig:
 
     def prepare(self, release: Release) -> Release:
         """Have an image of the release in the registry."""
-        name = provide_image(self.client, release.package, release.package_sha256)
-        repository, tag = f"{self._registry}/test-standin", release.package_sha256[:16]
-        image = self.client.images.get(name)
-        image.tag(repository, tag)
-        digest = ""
-        for event in self.client.api.push(repository, tag=tag, stream=True, decode=True):
-            assert "error" not in event, event
-            digest = event.get("aux", {}).get("Digest", digest)
-        return replace(release, image=repository, image_digest=digest)
+        return push_image(self.client, release, f"{self._registry}/test-standin")
 
     @property
     def api(self) -> Any:

@@ -118,7 +118,8 @@ class DockerTarget:
                 self._bring_up(container, verify, progress)
                 self._switch(deployment, front, view, container, None, progress)
             except BaseException:
-                container.stop(timeout=self._grace)
+                if not deployment.has_the_traffic(container):
+                    container.stop(timeout=self._grace)
                 raise
             self._retire(deployment, front, view, remove=True, progress=progress)
         return self._serving()
@@ -159,7 +160,7 @@ class DockerTarget:
         try:
             with engine(self._settings.env) as client:
                 version = client.version()["Version"]
-                view = Deployment(client, self._docker, self._settings.home).look()
+                view = Deployment(client, self._settings).look()
         except MlopsError as error:
             return [Finding("container engine", False, error.what, error.next_step)]
         trouble = _trouble(view) if view.current else ""
@@ -196,7 +197,7 @@ class DockerTarget:
         try:
             self._bring_up_new(deployment, front, view, release, image, verify, progress)
         except BaseException:
-            if view.current is None:
+            if deployment.look().current is None:
                 deployment.remove_all()
             raise
         self._retire(deployment, front, view, remove=False, progress=progress)
@@ -225,8 +226,10 @@ class DockerTarget:
             before = view.previous if self._same_package(view, release) else view.current
             self._switch(deployment, front, view, container, before, progress)
         except BaseException:
-            self._keep_log(container)
-            container.remove(force=True)
+            # An interrupt, or a word that the engine lost, may come after the switch: then this is what serves.
+            if not deployment.has_the_traffic(container):
+                self._keep_log(container)
+                container.remove(force=True)
             raise
 
     def _bring_up(self, container: Any, verify: Verify, progress: Progress) -> None:
@@ -391,7 +394,7 @@ class DockerTarget:
     @contextmanager
     def _deployment(self) -> Iterator[Deployment]:
         with engine(self._settings.env) as client:
-            yield Deployment(client, self._docker, self._settings.home)
+            yield Deployment(client, self._settings)
 
     @contextmanager
     def _changing(self, progress: Progress) -> Iterator[Deployment]:

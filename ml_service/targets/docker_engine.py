@@ -6,15 +6,17 @@ import io
 import json
 import secrets
 import tarfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_service.config import DockerTargetSettings
+from ml_service.config import DockerTargetSettings, Settings
 from ml_service.errors import IntegrityError, UnavailableError, UsageError
 from ml_service.ports import Progress, Release
+from ml_service.targets import registry
 from ml_service.targets.engine import BUILD_LABEL, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL, find_image
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ DIGEST_LABEL = "mlops.image-digest"
 PORT = "8080/tcp"
 KEYS = "/run/secrets/keys.json"
 CONTROL = ["python", "-m", "ml_service.targets.docker_front", "ask"]
+_COMMAND_PATIENCE = 10.0
+"""Seconds that a command of an interrupted task may still take in the front."""
 _HARDENED: Mapping[str, Any] = {
     "read_only": True,
     "cap_drop": ["ALL"],
@@ -56,10 +60,11 @@ class View:
 class Deployment:
     """The containers of one deployment, on one engine."""
 
-    def __init__(self, client: DockerClient, settings: DockerTargetSettings, home: Path) -> None:
+    def __init__(self, client: DockerClient, settings: Settings) -> None:
         self._client = client
-        self._settings = settings
-        self._home = home
+        self._all_settings = settings
+        self._settings = settings.docker_target
+        self._home = settings.home
 
     @property
     def _name(self) -> str:
@@ -93,17 +98,15 @@ class Deployment:
     def image_of(self, release: Release, progress: Progress, *, pull: bool) -> Any:
         """The image of the release, which must carry its package hash; with ``pull`` the registry is asked, too.
 
+        A release with a digest is that image and no other; None when only the registry may have it. One without, never
+        pushed, is the image of its package on this engine.
+
         Raises:
             UsageError: there is none.
+            UnavailableError: the registry does not give what the digest names.
             IntegrityError: what the digest names is the image of another package.
         """
-        image = self._by_digest(release, progress, pull) or find_image(self._client, release.package_sha256)
-        if image is None and (pull or not release.image_digest):
-            raise UsageError(
-                f"neither this engine nor a registry has an image of package {release.package_sha256[:12]}",
-                where="target docker",
-                next_step="run: inv build-image",
-            )
+        image = self._by_digest(release, progress, pull) if release.image_digest else self._by_label(release)
         if image is not None and image.labels.get(PACKAGE_LABEL) != release.package_sha256:
             raise IntegrityError(
                 f"is the image of package {str(image.labels.get(PACKAGE_LABEL))[:12]}, not of this one",
@@ -112,21 +115,35 @@ class Deployment:
             )
         return image
 
+    def _by_label(self, release: Release) -> Any:
+        image = find_image(self._client, release.package_sha256)
+        if image is None:
+            raise UsageError(
+                f"this engine has no image of package {release.package_sha256[:12]}, and it was never pushed",
+                where="target docker",
+                next_step="run: inv build-image",
+            )
+        return image
+
     def _by_digest(self, release: Release, progress: Progress, pull: bool) -> Any | None:
         import docker
 
-        if not release.image_digest:
-            return None
         try:
             return self._client.images.get(f"{release.image}@{release.image_digest}")
         except docker.errors.ImageNotFound:
             if not pull:
                 return None
+        registry.sign_in(self._client, self._all_settings, release.image)
         progress(f"pulling {release.image}@{release.image_digest[:19]}")
         try:
             return self._client.images.pull(release.image, tag=release.image_digest)
         except docker.errors.NotFound:
-            return None
+            # Another image of the same package may be here; it is not the one that was pushed, and perhaps signed.
+            raise UnavailableError(
+                f"the registry no longer has {release.image_digest[:19]}",
+                where=release.image,
+                next_step="push it again: inv build-image --push",
+            ) from None
         except docker.errors.APIError as error:
             raise UnavailableError(
                 f"cannot be pulled: {error.explanation or error}",
@@ -212,13 +229,18 @@ class Deployment:
                 f"another deployment was faster: {said['error']}", where="target docker", next_step="run it again"
             )
 
+    def has_the_traffic(self, container: Any) -> bool:
+        """Whether the front routes to ``container`` now, whatever became of the command that should have told it to."""
+        current = self.look().current
+        return current is not None and current["container"] == container.name
+
     def drain(self, front: Any, container: str) -> bool:
         """Wait until nothing is on its way through ``container``; False when something still is."""
         timeout = self._settings.drain_timeout
         return bool(self._ask(front, {"command": "drain", "container": container, "timeout": timeout})["drained"])
 
     def _ask(self, front: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        code, output = front.exec_run([*CONTROL, json.dumps(command)], demux=True)
+        code, output = self._run(front, [*CONTROL, json.dumps(command)])
         if code != 0:
             said = (output[1] or b"").decode("utf-8", "replace").strip().splitlines()
             raise UnavailableError(
@@ -228,6 +250,22 @@ class Deployment:
             )
         answer: dict[str, Any] = json.loads(output[0])
         return answer
+
+    def _run(self, front: Any, command: Sequence[str]) -> tuple[int | None, tuple[bytes | None, bytes | None]]:
+        """Run a command in the front.
+
+        An interrupt does not end the command; this waits for its end, so that who looks then sees what it did.
+        """
+        api = self._client.api
+        started = api.exec_create(front.id, list(command))["Id"]
+        try:
+            output = api.exec_start(started, demux=True)
+        except BaseException:
+            deadline = time.monotonic() + _COMMAND_PATIENCE
+            while api.exec_inspect(started)["ExitCode"] is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            raise
+        return api.exec_inspect(started)["ExitCode"], output
 
     def remove_all(self) -> None:
         """Remove the front, its network and volume."""
@@ -259,9 +297,9 @@ def options_label(settings: DockerTargetSettings, options: Mapping[str, str]) ->
 
 
 def log_lines(container: Any, lines: int) -> Sequence[str]:
-    """The last that a container said since it was last started, oldest first."""
+    """The last that a container said since it was last started, oldest first; nothing when it never was."""
     started = container.attrs["State"].get("StartedAt", "")
-    raw = container.logs(tail=lines, since=_epoch(started)) if lines > 0 else b""
+    raw = container.logs(tail=lines, since=_epoch(started) or None) if lines > 0 else b""
     return raw.decode("utf-8", "replace").splitlines()[-lines:] if lines > 0 else []
 
 

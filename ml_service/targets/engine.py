@@ -15,6 +15,7 @@ PACKAGE_LABEL = "mlops.package-sha256"
 BUILD_LABEL = "mlops.build-id"
 MODEL_LABEL = "org.opencontainers.image.title"
 VERSION_LABEL = "org.opencontainers.image.version"
+TRAINING_LABEL = "mlops.training-commit"
 REVISION_LABEL = "org.opencontainers.image.revision"
 
 _TIMEOUT = 300

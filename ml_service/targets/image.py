@@ -23,6 +23,7 @@ from ml_service.targets.engine import (
     MODEL_LABEL,
     PACKAGE_LABEL,
     REVISION_LABEL,
+    TRAINING_LABEL,
     VERSION_LABEL,
     NoEngineError,
     engine,
@@ -42,7 +43,7 @@ _LAST_LINES = 15
 def build(settings: Settings, console: Console, *, artifact: Path, push: bool) -> None:
     """Build the scoring image of ``artifact``, or find it; with ``push`` give it to the registry; write image.json.
 
-    Without a container engine it says so and ends well, unless REQUIRE_IMAGE is set.
+    Without a container engine it says so and ends well, unless REQUIRE_IMAGE is set or ``push`` asks for an image.
 
     Raises:
         UsageError: there is no artifact, or its package holds no Dockerfile.
@@ -57,15 +58,15 @@ def build(settings: Settings, console: Console, *, artifact: Path, push: bool) -
             record = _Images(settings, client, console).provide(found, push=push)
             console.progress(supply_chain.write_sbom(client, record, artifact))
     except NoEngineError as error:
-        if settings.require_image:
+        if settings.require_image or push:
             raise
         console.line(f"skipped: {error}")
         console.output("skipped", f"no container engine at {error.where}")
         return
     package.write_json(artifact / IMAGE_JSON, record)
     if push:
-        lock = found.package / "scoring" / "requirements.txt"
-        console.progress(supply_chain.write_vulnerabilities(lock, artifact, settings.env))
+        locks = supply_chain.locks_of(found.package)
+        console.progress(supply_chain.write_vulnerabilities(locks, artifact, settings.env))
         if signing.sign(settings, artifact, record):
             console.progress(f"signed: {signing.SIGNATURE}")
     name = reference(record)
@@ -86,12 +87,13 @@ def tag_of(found: Artifact) -> str:
 
 
 def labels_of(found: Artifact) -> dict[str, str]:
-    """What the image says of itself."""
+    """What the image says of itself; its revision is that of the scoring code, which may be newer than the model."""
     tags = found.model["tags"]
     return {
         MODEL_LABEL: str(found.model["name"]),
         VERSION_LABEL: str(found.model["version"]),
-        REVISION_LABEL: str(tags.get("git_commit", "")),
+        REVISION_LABEL: str(found.model.get("packaging_commit", "")),
+        TRAINING_LABEL: str(tags.get("git_commit", "")),
         BUILD_LABEL: str(tags.get("build_id", "")),
         PACKAGE_LABEL: found.package_sha256,
     }
@@ -143,7 +145,7 @@ class _Images:
         """The image of ``found``, as image.json tells it."""
         tag = tag_of(found)
         if push:
-            registry.sign_in(self._client, self._settings)
+            registry.sign_in(self._client, self._settings, self._repository)
         image = self._known(found, tag, push)
         if image is None:
             self._build(found, tag)

@@ -6,7 +6,6 @@ Every other registry is signed in to with ``docker login``; the SDK reads what t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ml_service.config import Settings
@@ -47,23 +46,19 @@ def repository(settings: Settings) -> str:
     return f"{host_of(registry)}/{settings.image_name}" if registry else settings.image_name
 
 
-def sign_in(
-    client: DockerClient, settings: Settings, token: Callable[[], str] | None = None, scheme: str = "https"
-) -> None:
-    """Sign the client in to the Azure Container Registry that the settings name; nothing to do for another one.
+def sign_in(client: DockerClient, settings: Settings, repository: str) -> None:
+    """Sign the client in to the Azure Container Registry that holds ``repository``; nothing to do for another one.
 
-    A login that ``docker login`` or ``az acr login`` made is used as it is. ``token`` gives an Entra token; without
-    it azure-identity finds one.
+    A login that ``docker login`` or ``az acr login`` made is used as it is.
 
     Raises:
         ConfigurationError: the Azure libraries are not installed.
         UnavailableError: Azure, or the registry, does not accept the sign-in.
     """
-    registry = settings.image.registry
-    host = host_of(registry).partition("/")[0] if registry else ""
+    host = repository.partition("/")[0]
     if not host.endswith(AZURE_SUFFIX) or _is_signed_in(host):
         return
-    refresh = exchange(f"{scheme}://{host}", host, (token or _entra_token(settings))(), settings.azure.tenant_id)
+    refresh = exchange(f"https://{host}", host, _entra_token(settings), settings.azure.tenant_id)
     client.login(username=_TOKEN_USER, password=refresh, registry=host)
 
 
@@ -89,7 +84,7 @@ def exchange(url: str, service: str, access_token: str, tenant: str) -> str:
         raise UnavailableError(
             f"does not accept the sign-in (status {answer.status_code})",
             where=service,
-            next_step="give the identity the role AcrPush on the registry (AcrPull for a cluster)",
+            next_step="give the identity the role AcrPush on the registry (AcrPull where it only pulls)",
         )
     return str(answer.json()["refresh_token"])
 
@@ -100,7 +95,7 @@ def _is_signed_in(host: str) -> bool:
     return bool(load_config().resolve_authconfig(host))
 
 
-def _entra_token(settings: Settings) -> Callable[[], str]:
+def _entra_token(settings: Settings) -> str:
     from ml_service.targets.azure_identity import credential
 
-    return lambda: str(credential(settings).get_token(_SCOPE).token)
+    return str(credential(settings).get_token(_SCOPE).token)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,12 +72,18 @@ def _sbom(image: Mapping[str, Any], found: Mapping[str, Iterable[list[str]]]) ->
     return str(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2))
 
 
-def write_vulnerabilities(lock: Path, artifact: Path, environment: Mapping[str, str]) -> str:
-    """Ask pip-audit about the packages of ``lock``; write ``artifact/vulnerabilities.json``; returns a line about it.
+def locks_of(package: Path) -> list[Path]:
+    """What the Dockerfile installs: the scoring code's lock and, with the runtime ``script``, the model's own."""
+    locks = (package / "scoring" / "requirements.txt", package / "model" / "requirements.txt")
+    return [lock for lock in locks if lock.is_file()]
+
+
+def write_vulnerabilities(locks: Sequence[Path], artifact: Path, environment: Mapping[str, str]) -> str:
+    """Ask pip-audit about the packages of ``locks``; write ``artifact/vulnerabilities.json``; returns a line about it.
 
     A package that the database does not answer for is listed as not checked: silence is no all-clear.
     """
-    report = _audited(lock, environment)
+    report = _audited(locks, environment)
     write_json(artifact / VULNERABILITIES, report)
     if not report["checked"]:
         return f"vulnerabilities: not checked: {report['reason']}"
@@ -85,12 +91,13 @@ def write_vulnerabilities(lock: Path, artifact: Path, environment: Mapping[str, 
     return f"vulnerabilities: {len(report['found'])} found{missing}"
 
 
-def _audited(lock: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+def _audited(locks: Sequence[Path], environment: Mapping[str, str]) -> dict[str, Any]:
     if find_spec("pip_audit") is None:
         return _not_checked(f"pip-audit is {_INSTALL}")
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "audit.json"
-        command = [sys.executable, "-m", "pip_audit", "--requirement", str(lock), "--require-hashes", "--disable-pip"]
+        command = [sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip"]
+        command += [part for lock in locks for part in ("--requirement", str(lock))]
         command += ["--format", "json", "--output", str(output), "--progress-spinner", "off", "--timeout", "15"]
         try:
             done = subprocess.run(

@@ -19,7 +19,7 @@ from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, 
 from ml_service.ports import Endpoint, Release, Status, Target
 from ml_service.smoke import smoke
 from ml_service.targets.docker import DockerTarget
-from tests.containers import ROOT, DockerRig, settings_for
+from tests.containers import ROOT, DockerRig, push_image, registry_or_skip, removing_images, settings_for
 from tests.ports import free_port
 from tests.fakes import EXAMPLES, make_release
 from tests.traffic import Traffic
@@ -160,6 +160,74 @@ target.apply(target.plan(release), lambda endpoint, package: stay("questioned"),
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
+def interrupt_at(words: str) -> Callable[[str], None]:
+    """Progress that a person interrupts with Ctrl-C when it says ``words``."""
+
+    def progress(line: str) -> None:
+        if words in line:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_ctrl_c_after_the_switch_leaves_what_has_the_traffic(
+    rig: DockerRig, release: MakeRelease, before: bool
+) -> None:
+    """The new version serves and is not removed, be it the first one or not; the next deployment tidies up."""
+    first, second = release("1"), release("2")
+    if before:
+        deploy(rig.target, first)
+    with pytest.raises(KeyboardInterrupt):
+        rig.target.apply(rig.target.plan(second), lambda endpoint, package: None, interrupt_at("has the traffic"))
+    status = rig.target.status()
+    assert status is not None and (status.model["version"], status.state) == ("2", "serving")
+    assert version_at(rig.target.endpoint()) == "2"
+    deploy(rig.target, release("3"))
+    assert sorted(c.status for c in rig.containers()) == ["exited", "running", "running"]
+
+
+def test_ctrl_c_after_a_rollback_has_switched(rig: DockerRig, release: MakeRelease) -> None:
+    """The version before has the traffic, so it is not stopped."""
+    deploy(rig.target, release("1"))
+    deploy(rig.target, release("2"))
+    with pytest.raises(KeyboardInterrupt):
+        rig.target.rollback(lambda endpoint, package: None, interrupt_at("has the traffic"))
+    assert version_at(rig.target.endpoint()) == "1"
+
+
+@pytest.mark.parametrize("moment", ["starting", "is healthy"])
+def test_ctrl_c_before_the_switch(rig: DockerRig, release: MakeRelease, moment: str) -> None:
+    """The candidate is removed, and the version before serves."""
+    first, second = release("1"), release("2")
+    deploy(rig.target, first)
+    with pytest.raises(KeyboardInterrupt):
+        rig.target.apply(rig.target.plan(second), lambda endpoint, package: None, interrupt_at(moment))
+    assert version_at(rig.target.endpoint()) == "1"
+    assert [c.status for c in rig.containers()] == ["running", "running"]
+
+
+def test_ctrl_c_while_the_front_is_told_to_switch(
+    rig: DockerRig, release: MakeRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command goes on without who gave it: it has ended before anybody decides which version is not needed."""
+    from docker import APIClient
+
+    first, second = release("1"), release("2")
+    deploy(rig.target, first)
+    start = APIClient.exec_start
+
+    def interrupted(self: APIClient, exec_id: str, **options: object) -> object:
+        monkeypatch.undo()
+        start(self, exec_id, detach=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(APIClient, "exec_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(rig.target, second)
+    assert version_at(rig.target.endpoint()) == "2"
+
+
 def test_a_model_that_never_gets_ready(rig: DockerRig, release: MakeRelease) -> None:
     """After the time it was given: exit code 6, its last lines, and the version before serves."""
     deploy(rig.target, release("1"))
@@ -204,6 +272,26 @@ def test_an_image_that_the_registry_no_longer_has(rig: DockerRig, release: MakeR
     with pytest.raises(UnavailableError, match="cannot be pulled"):
         deploy(rig.target, gone)
     assert version_at(rig.target.endpoint()) == "1"
+
+
+def test_an_image_of_the_same_package_does_not_stand_in_for_the_digest(rig: DockerRig, release: MakeRelease) -> None:
+    """The engine has one with the right label, the registry has lost the one that was pushed: exit code 5."""
+    gone = replace(release("1"), image=f"{registry_or_skip()}/{rig.name}", image_digest="sha256:" + "0" * 64)
+    assert [step.action for step in rig.target.plan(gone).steps][0] == "pull"
+    with pytest.raises(UnavailableError, match="the registry no longer has sha256:000"):
+        deploy(rig.target, gone)
+    assert rig.target.status() is None
+
+
+def test_an_image_that_was_pushed_from_here_is_found_by_its_digest(rig: DockerRig, tmp_path: Path) -> None:
+    """Nothing is pulled, and status names the digest."""
+    repository = f"{registry_or_skip()}/{rig.name}"
+    with removing_images(rig.client, repository):
+        # A package of its own, since its image is removed.
+        pushed = push_image(rig.client, make_release(tmp_path / "pushed", name=rig.name), repository)
+        assert "pull" not in [step.action for step in rig.target.plan(pushed).steps]
+        assert deploy(rig.target, pushed).image_digest == pushed.image_digest
+        rig.target.undeploy(print)
 
 
 def test_a_changed_package_is_refused(rig: DockerRig, release: MakeRelease) -> None:

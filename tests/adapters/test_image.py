@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +18,9 @@ import pytest
 from ml_service import package
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError, UsageError
+from ml_service.ports import Release
 from ml_service.targets import registry
+from ml_service.targets.docker_engine import Deployment
 from ml_service.targets.image import build, context_of, follow_build
 from tests.containers import (
     ROOT,
@@ -53,10 +57,11 @@ def built(settings: Settings, artifact: Path, *, push: bool = False) -> dict[str
     return record
 
 
-def files_of(client: DockerClient, image_id: str | None) -> dict[str, tuple[int, int, int]]:
-    """Owner, mode and size of each file that the image adds below /app and /opt/packages."""
+def files_of(client: DockerClient, image_id: str | None) -> dict[str, tuple[int, int, str]]:
+    """Owner, mode and SHA-256 of each file that the image adds below /app and /opt/packages."""
     code = (
-        "import os, json; print(json.dumps({p: (s.st_uid, s.st_mode, s.st_size if not os.path.isdir(p) else 0)"
+        "import hashlib, json, os; print(json.dumps({p: (s.st_uid, s.st_mode,"
+        " '' if os.path.isdir(p) else hashlib.sha256(open(p, 'rb').read()).hexdigest())"
         " for root in ('/app', '/opt/packages') for d, ds, fs in os.walk(root) for n in ds + fs"
         " for p in [os.path.join(d, n)] for s in [os.stat(p)]}))"
     )
@@ -67,7 +72,7 @@ def files_of(client: DockerClient, image_id: str | None) -> dict[str, tuple[int,
 
 @pytest.mark.docker
 def test_an_image_is_built_from_the_package(client: DockerClient, tmp_path: Path, salt: str) -> None:
-    """It runs as a user without rights, says what it is, checks its health, and holds the package byte for byte."""
+    """It runs as a user without rights, says what it is and from which commits, and holds the package byte for byte."""
     artifact = make_artifact(tmp_path, salt=salt)
     settings = settings_for(tmp_path / "home")
     with removing_images(client, settings.image_name):
@@ -80,7 +85,8 @@ def test_an_image_is_built_from_the_package(client: DockerClient, tmp_path: Path
         assert image.labels == {
             "org.opencontainers.image.title": "toy",
             "org.opencontainers.image.version": "1",
-            "org.opencontainers.image.revision": "c0ffee",
+            "org.opencontainers.image.revision": "decade",
+            "mlops.training-commit": "c0ffee",
             "mlops.build-id": "build-1",
             "mlops.package-sha256": found.package_sha256,
         }
@@ -92,15 +98,21 @@ def test_an_image_is_built_from_the_package(client: DockerClient, tmp_path: Path
 
 
 @pytest.mark.docker
-def test_the_same_artifact_gives_the_same_files(client: DockerClient, tmp_path: Path, salt: str) -> None:
-    """Built twice without a cache between, each file has the same owner, mode and size."""
+def test_the_same_artifact_gives_the_same_files(
+    client: DockerClient, tmp_path: Path, salt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built a second time without the engine's cache, each file has the same owner, mode and content."""
+    from docker import APIClient
+
     artifact = make_artifact(tmp_path, salt=salt, lock=_SMALL_LOCK)
     settings = settings_for(tmp_path / "home")
     with removing_images(client, settings.image_name):
         first = built(settings, artifact)
         files = files_of(client, first["image_id"])
         remove_image(client, client.images.get(first["image_id"]))
+        monkeypatch.setattr(APIClient, "build", functools.partialmethod(APIClient.build, nocache=True))
         second = built(settings, artifact)
+        assert second["image_id"] != first["image_id"]
         assert files_of(client, second["image_id"]) == files
         assert "/opt/packages/packaging/__init__.py" in files
 
@@ -206,6 +218,15 @@ def test_without_an_engine_it_fails_where_an_image_is_required(tmp_path: Path) -
         build(settings, printing()[0], artifact=make_artifact(tmp_path), push=False)
 
 
+def test_without_an_engine_a_push_fails(tmp_path: Path) -> None:
+    """Who asks for a push must not go on as if there were one: exit code 5."""
+    pytest.importorskip("docker")
+    environment = {"DOCKER_HOST": f"unix://{tmp_path}/nothing.sock", "IMAGE_REGISTRY": "registry.example.com"}
+    settings = settings_for(tmp_path / "home", **environment)
+    with pytest.raises(UnavailableError, match="no container engine answers"):
+        build(settings, printing()[0], artifact=make_artifact(tmp_path), push=True)
+
+
 def test_pushing_needs_a_registry(tmp_path: Path) -> None:
     """--push without IMAGE_REGISTRY is refused before anything is built."""
     with pytest.raises(ConfigurationError, match="no registry to push to"):
@@ -299,6 +320,42 @@ def test_an_identity_that_the_registry_does_not_know_is_told_which_role(exchange
     with pytest.raises(UnavailableError, match="AcrPush") as caught:
         registry.exchange(exchange_url, "r.azurecr.io", "secret-token", "")
     assert "secret-token" not in str(caught.value)
+
+
+class _AzureRegistry:
+    """An engine without images, and a registry behind it that lets in who has signed in."""
+
+    def __init__(self) -> None:
+        self.images = self
+        self.logins: dict[str, tuple[str, str]] = {}
+
+    def login(self, *, username: str, password: str, registry: str) -> None:
+        self.logins[registry] = (username, password)
+
+    def get(self, name: str) -> object:
+        from docker.errors import ImageNotFound
+
+        raise ImageNotFound(name)
+
+    def pull(self, repository: str, tag: str) -> object:
+        assert repository.partition("/")[0] in self.logins, "unauthorized"
+        return SimpleNamespace(labels={"mlops.package-sha256": "0" * 64})
+
+
+def test_the_docker_target_signs_in_before_it_pulls_from_azure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the registry that the image is in, whatever IMAGE_REGISTRY says here; a plan only looks."""
+    pytest.importorskip("docker")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setattr(registry, "_entra_token", lambda settings: "entra")
+    monkeypatch.setattr(registry, "exchange", lambda url, service, token, tenant: f"{token} for {service} at {url}")
+    fake: Any = _AzureRegistry()
+    deployment = Deployment(fake, settings_for(tmp_path / "home"))
+    release = Release(tmp_path, "0" * 64, "toy", "1", "b", "r.azurecr.io/toy", "sha256:" + "1" * 64)
+    assert deployment.image_of(release, print, pull=False) is None
+    assert fake.logins == {}
+    assert deployment.image_of(release, print, pull=True)
+    [(host, (_, password))] = fake.logins.items()
+    assert (host, password) == ("r.azurecr.io", "entra for r.azurecr.io at https://r.azurecr.io")
 
 
 def test_a_package_without_a_dockerfile_is_refused(tmp_path: Path) -> None:

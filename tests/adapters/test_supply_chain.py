@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +34,19 @@ from tests.containers import (
 
 if TYPE_CHECKING:
     from docker import DockerClient
+
+_AUDIT = """
+import argparse, json, pathlib
+parser = argparse.ArgumentParser()
+parser.add_argument("--requirement", action="append", type=pathlib.Path)
+parser.add_argument("--output", type=pathlib.Path)
+given = parser.parse_known_args()[0]
+pins = [line.split("==") for lock in given.requirement for line in lock.read_text().splitlines()]
+vulns = [{"id": "PYSEC-1", "fix_versions": []}]
+report = {"dependencies": [{"name": name, "version": version, "vulns": vulns} for name, version in pins]}
+given.output.write_text(json.dumps(report))
+"""
+"""A pip-audit whose database finds every package vulnerable."""
 
 IMAGE = {"repository": "registry.example.com/toy", "digest": "sha256:" + "1" * 64}
 
@@ -91,6 +106,22 @@ def test_the_payload_is_the_one_that_cosign_signs(tmp_path: Path, keys: dict[str
         "type": "cosign container image signature",
     }
     assert payload["optional"]["package_sha256"] == release.package_sha256
+
+
+def test_openssl_accepts_the_signature(tmp_path: Path, keys: dict[str, str]) -> None:
+    """And refuses it for another payload: who checks needs nothing of ours."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    _, artifact, _ = signed(tmp_path, keys)
+    raw = json.loads((artifact / "signature.json").read_bytes())
+    payload, signature = tmp_path / "payload.json", tmp_path / "payload.sig"
+    payload.write_bytes(base64.b64decode(raw["payload"]))
+    signature.write_bytes(base64.b64decode(raw["signature"]))
+    command = ["openssl", "dgst", "-sha256", "-verify", keys["IMAGE_PUBLIC_KEY"], "-signature", str(signature)]
+    checked = subprocess.run([*command, str(payload)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "Verified OK\n")
+    payload.write_bytes(payload.read_bytes() + b" ")
+    assert subprocess.run([*command, str(payload)], capture_output=True, check=False).returncode != 0
 
 
 def test_nothing_is_asked_for_without_a_public_key(tmp_path: Path) -> None:
@@ -178,6 +209,19 @@ def test_a_push_leaves_sbom_report_and_signature(client: DockerClient, tmp_path:
     assert {"pkg:pypi/onnxruntime", "pkg:pypi/numpy", "pkg:deb/debian/libc6"} <= purls
     report = json.loads((artifact / "vulnerabilities.json").read_bytes())
     assert report["checked"] or report["reason"]
+
+
+def test_the_lock_of_a_script_model_is_asked_about_too(tmp_path: Path) -> None:
+    """The image installs both locks, so the report is about both."""
+    pytest.importorskip("pip_audit")
+    directory = make_artifact(tmp_path, lock="ours==1.0\n") / "package"
+    (directory / "model" / "requirements.txt").write_text("theirs==2.0\n")
+    (tmp_path / "pip_audit.py").write_text(_AUDIT)
+    locks = supply_chain.locks_of(directory)
+    said = supply_chain.write_vulnerabilities(locks, tmp_path, {"PYTHONPATH": str(tmp_path)})
+    found = json.loads((tmp_path / "vulnerabilities.json").read_bytes())["found"]
+    assert [(one["name"], one["version"]) for one in found] == [("ours", "1.0"), ("theirs", "2.0")]
+    assert said == "vulnerabilities: 2 found"
 
 
 def test_a_database_that_knows_nothing_is_no_all_clear() -> None:

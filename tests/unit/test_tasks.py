@@ -219,6 +219,23 @@ def test_keys_are_not_shown_to_a_pipelines_log(
     assert "fake-primary" not in shown.out + shown.err
 
 
+@pytest.mark.parametrize("share", ["0", "-5", "ten"])
+def test_a_share_that_is_none_is_no_full_deployment(desk: Desk, share: str) -> None:
+    """``--canary 0`` reaches the target, which refuses it: nothing is deployed."""
+    assert inv("publish") == inv("train") == inv("package-artifact", "--output", desk.artifact()[1]) == 0
+    assert inv("deploy", "--target", "fake", *desk.artifact(), f"--canary={share}") == 2
+    assert desk.target.status() is None
+
+
+def test_no_requests_are_not_the_default_number(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--min-requests 0`` is refused as the setting would be, not ignored."""
+    monkeypatch.setattr(tasks.Work, "target", lambda work, name: work.settings and desk.target)
+    assert inv("promote", "--target", "fake", "--min-requests", "0") == 4
+    assert "CANARY_MIN_REQUESTS" in capsys.readouterr().err
+
+
 # Dry runs
 
 

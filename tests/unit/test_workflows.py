@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from ml_service import workflows
+from ml_service import builds, workflows
 from ml_service.config import Settings
 from ml_service.console import Console, read_outputs
 from ml_service.errors import (
@@ -302,6 +303,17 @@ def test_the_champion_is_packaged_with_todays_scoring_code(desk: Desk) -> None:
     assert after.model["version"] == "1"
     assert after.package_sha256 != before.package_sha256
     assert (after.package / "scoring" / "score.py").read_text() == "# fixed\n"
+
+
+def test_the_artifact_tells_the_commit_of_its_scoring_code_from_that_of_the_training(desk: Desk) -> None:
+    """They differ after a redeploy; outside a repository there is none to tell."""
+    desk.train("1")
+    assert desk.package("1").model["packaging_commit"] == ""
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "--quiet"], ["add", "scoring"], ["commit", "--quiet", "-m", "newer"]):
+        subprocess.run(["git", *identity, *arguments], cwd=desk.root, check=True)
+    model = desk.package("2", model="champion").model
+    assert model["packaging_commit"] == builds.git_commit(desk.root) != model["tags"]["git_commit"]
 
 
 def test_a_withdrawn_model_is_not_packaged(desk: Desk) -> None:
