@@ -513,7 +513,7 @@ def azureml_emulator(work: Work, port: int = 0) -> None:
 
     Examples: inv azureml-emulator > azureml.env & · . ./azureml.env && inv publish --platform azureml
     """
-    from emulators.azureml.__main__ import serve
+    from emulators.__main__ import serve
 
     serve(port)
 
