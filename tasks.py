@@ -321,16 +321,26 @@ def build_image(work: Work, artifact: str = "artifact", push: bool = False) -> N
         "artifact": _ARTIFACT,
         "dry_run": _DRY_RUN,
         "canary": "send the candidate this share of traffic",
+        "allow_http": "aci: a public address without TLS is meant (a QA endpoint)",
     },
     changes="deploy",
 )
-def deploy(work: Work, target: str, artifact: str = "artifact", dry_run: bool = False, canary: int = 0) -> None:
+def deploy(
+    work: Work,
+    target: str,
+    artifact: str = "artifact",
+    dry_run: bool = False,
+    canary: int = 0,
+    allow_http: bool = False,
+) -> None:
     """Plan, show, apply, wait until healthy.
 
     Examples: inv deploy --target local · inv deploy --target aks --dry-run · inv deploy --target aks --canary 10
     """
     from ml_service import workflows
 
+    if allow_http:
+        work.env["ACI_ALLOW_HTTP"] = "true"
     workflows.deploy(
         work.settings,
         work.platform,

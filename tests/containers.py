@@ -159,6 +159,18 @@ def provide_image(client: DockerClient, directory: Path, package_sha256: str) ->
     return name
 
 
+def push(client: DockerClient, registry: str, release: Release) -> Release:
+    """Have an image of the release in the registry; returns the release with its name there."""
+    name = provide_image(client, release.package, release.package_sha256)
+    repository, tag = f"{registry}/test-standin", release.package_sha256[:16]
+    client.images.get(name).tag(repository, tag)
+    digest = ""
+    for event in client.api.push(repository, tag=tag, stream=True, decode=True):
+        assert "error" not in event, event
+        digest = event.get("aux", {}).get("Digest", digest)
+    return replace(release, image=repository, image_digest=digest)
+
+
 def cluster_or_skip() -> None:
     """The cluster that KUBECONFIG names; without one the test is skipped."""
     pytest.importorskip("kubernetes")
@@ -196,15 +208,7 @@ class AksRig:
 
     def prepare(self, release: Release) -> Release:
         """Have an image of the release in the registry."""
-        name = provide_image(self.client, release.package, release.package_sha256)
-        repository, tag = f"{self._registry}/test-standin", release.package_sha256[:16]
-        image = self.client.images.get(name)
-        image.tag(repository, tag)
-        digest = ""
-        for event in self.client.api.push(repository, tag=tag, stream=True, decode=True):
-            assert "error" not in event, event
-            digest = event.get("aux", {}).get("Digest", digest)
-        return replace(release, image=repository, image_digest=digest)
+        return push(self.client, self._registry, release)
 
     @property
     def api(self) -> Any:

@@ -16,6 +16,7 @@ from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, Usag
 from ml_service.ports import Endpoint, Release, Target
 from ml_service.smoke import smoke
 from ml_service.targets import open_target
+from tests.azure_rig import AciRig, WebAppRig
 from tests.containers import AksRig, DockerRig
 from tests.fakes import EXAMPLES, FakeTarget, make_release
 from tests.traffic import Traffic
@@ -69,9 +70,21 @@ class LocalRig:
         self.again().undeploy(print)
 
 
-RIGS: dict[str, Callable[[Path], Rig]] = {"fake": FakeRig, "local": LocalRig, "docker": DockerRig, "aks": AksRig}
+RIGS: dict[str, Callable[[Path], Rig]] = {
+    "fake": FakeRig,
+    "local": LocalRig,
+    "docker": DockerRig,
+    "aks": AksRig,
+    "aci": AciRig,
+    "webapp": WebAppRig,
+}
 
-MARKS = {"docker": pytest.mark.docker, "aks": pytest.mark.kubernetes}
+MARKS = {
+    "docker": pytest.mark.docker,
+    "aks": pytest.mark.kubernetes,
+    "aci": pytest.mark.docker,
+    "webapp": pytest.mark.docker,
+}
 
 MakeRelease = Callable[..., Release]
 

@@ -25,9 +25,17 @@ ANSWERS = {
 }
 DRAINING = threading.Event()
 OPEN: set[int] = set()
-KEYS = [] if os.environ.get("SCORING_AUTH") == "off" else list(
-    json.loads(Path(os.environ["SCORING_KEYS_FILE"]).read_bytes()).values()
-)
+
+
+def keys() -> list[str]:
+    if os.environ.get("SCORING_AUTH") == "off":
+        return []
+    if "SCORING_KEYS_FILE" in os.environ:
+        return list(json.loads(Path(os.environ["SCORING_KEYS_FILE"]).read_bytes()).values())
+    return [os.environ["SCORING_PRIMARY_KEY"], os.environ["SCORING_SECONDARY_KEY"]]
+
+
+KEYS = keys()
 
 
 class Handler(BaseHTTPRequestHandler):
