@@ -129,6 +129,9 @@ def _change(world: World, site: Site, wanted: Json) -> None:
     site.config |= config
     if site.config.get("linuxFxVersion", "").startswith("DOCKER|"):
         world.begin(lambda: _restart(world, site))
+    elif site.pod:
+        gone, site.pod = site.pod, None
+        _retire(world, site, gone)
 
 
 def _restart(world: World, site: Site) -> None:

@@ -31,7 +31,7 @@ _LAST_LINES = 15
 
 
 class AciTarget:
-    """The Target port on Container Instances. State is in tags there; MLOPS_HOME holds packages, and keys without vault.
+    """The Target port on Container Instances. State is in tags there; MLOPS_HOME has packages, and keys without vault.
 
     The address moves with the version: Target 2 holds for clients that follow ``status`` within ACI_DRAIN_SECONDS.
     """
