@@ -50,9 +50,13 @@ class AzureRig:
         self.variables = {**settings, **self.defaults, **named, **variables}
         self.target: Target = self.again()
 
-    def again(self, *, home: Path | None = None, **variables: str) -> Target:
-        """Another view of the same deployment, perhaps with other settings, or from another machine."""
-        return open_target(self.kind, settings_for(home or self.home, **{**self.variables, **variables}))
+    def again(self, **variables: str) -> Target:
+        """Another view of the same deployment, perhaps with other settings."""
+        return self.elsewhere(self.home, **variables)
+
+    def elsewhere(self, home: Path, **variables: str) -> Target:
+        """The view of another machine, with an MLOPS_HOME of its own."""
+        return open_target(self.kind, settings_for(home, **{**self.variables, **variables}))
 
     def prepare(self, release: Release) -> Release:
         """Have an image of the release in the registry."""
@@ -86,7 +90,6 @@ class AciRig(AzureRig):
     """The address moves with each version, so a client asks for it while versions change."""
 
     kind = "aci"
-    address_moves = True
     defaults = {"ACI_ALLOW_HTTP": "true", "ACI_STARTUP_TIMEOUT": "20", "ACI_DRAIN_SECONDS": "0", "ACI_CPU": "0.5"}
 
     def groups(self) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def sticky(world: World, request: Request, subscription: str, group: str, name: 
 def swap(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
     production = _found(world, name)
     source = _found(world, name, request.json()["targetSlot"])
-    return accepted(world, world.begin(lambda: _swap(world, production, source)), 202, None, "Location")
+    answer = accepted(world, world.begin(lambda: _swap(world, production, source)), 202, None, "Location")
+    # The client reads whole seconds here, and nowhere else.
+    return Response(answer.status, answer.body, {**answer.headers, "Retry-After": "1"})
 
 
 @routes.on("POST", _SITE + "/containerlogs")

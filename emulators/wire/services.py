@@ -22,7 +22,8 @@ Tunnel = Callable[[str, int], tuple[str, int] | None]
 
 
 class Services:
-    """Answers requests. ``log`` keeps one line for each, ``unknown`` those that nobody knew.
+    """Answers requests. ``log`` keeps one line for each, ``unknown`` those that nobody knew; ``watch``
+    sees each request as it comes.
 
     ``known`` pairs each service with the world that it answers from; ``account`` says which tokens are good.
     """
@@ -34,12 +35,14 @@ class Services:
         self.faults = Faults()
         self.log: list[str] = []
         self.unknown: list[str] = []
+        self.watch: Callable[[Request], None] = lambda request: None
         self._account = account
         self._known = known
         self._verbose = verbose
 
     def answer(self, request: Request) -> Response | None:
         """The answer, or None to drop the connection."""
+        self.watch(request)
         fault = self.faults.take(request)
         if fault is not None:
             if fault.done:
