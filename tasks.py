@@ -519,7 +519,7 @@ def ui(work: Work, port: int = 5000) -> None:
 
 @stage(help={"port": "where it listens (default: a free port)"})
 def azureml_emulator(work: Work, port: int = 0) -> None:
-    """Azure ML answered on this machine; prints the settings to export. Ctrl-C ends it.
+    """Azure ML, and what aci and webapp need of Azure, answered on this machine; prints the settings. Ctrl-C ends it.
 
     Examples: inv azureml-emulator > azureml.env & · . ./azureml.env && inv publish --platform azureml
     """
