@@ -335,16 +335,26 @@ def build_image(work: Work, artifact: str = "artifact", push: bool = False) -> N
         "artifact": _ARTIFACT,
         "dry_run": _DRY_RUN,
         "canary": "send the candidate this share of traffic, from 1 to 99 percent",
+        "allow_http": "aci: a public address without TLS is meant (a QA endpoint)",
     },
     changes="deploy",
 )
-def deploy(work: Work, target: str, artifact: str = "artifact", dry_run: bool = False, canary: str = "") -> None:
+def deploy(
+    work: Work,
+    target: str,
+    artifact: str = "artifact",
+    dry_run: bool = False,
+    canary: str = "",
+    allow_http: bool = False,
+) -> None:
     """Plan, show, apply, wait until healthy.
 
     Examples: inv deploy --target local · inv deploy --target aks --dry-run · inv deploy --target aks --canary 10
     """
     from ml_service import workflows
 
+    if allow_http:
+        work.env["ACI_ALLOW_HTTP"] = "true"
     workflows.deploy(
         work.settings,
         work.platform,
@@ -523,11 +533,11 @@ def ui(work: Work, port: int = 5000) -> None:
 
 @stage(help={"port": "where it listens (default: a free port)"})
 def azureml_emulator(work: Work, port: int = 0) -> None:
-    """Azure ML answered on this machine; prints the settings to export. Ctrl-C ends it.
+    """Azure ML, and what aci and webapp need of Azure, answered on this machine; prints the settings. Ctrl-C ends it.
 
     Examples: inv azureml-emulator > azureml.env & · . ./azureml.env && inv publish --platform azureml
     """
-    from emulators.azureml.__main__ import serve
+    from emulators.__main__ import serve
 
     serve(port)
 

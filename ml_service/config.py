@@ -16,7 +16,8 @@ TARGETS = ("local", "docker", "aks", "aci", "webapp")
 class AzureSettings:
     """Where the Azure workspace is and how to sign in.
 
-    The names are those of the variable group ``devopsforai-aml-vg``.
+    The names are those of the variable group ``devopsforai-aml-vg``. ``keys_vault`` names the key vault that holds the
+    endpoints' keys; without it a target keeps them where it can.
     """
 
     subscription_id: str = ""
@@ -38,6 +39,7 @@ class AzureSettings:
     compute_min_nodes: int = 0
     compute_max_nodes: int = 4
     compute_priority: str = "lowpriority"
+    keys_vault: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class ImageSettings:
     ``registry`` is the name of an Azure Container Registry, or the host (and path) of any other. ``network`` is the
     engine's network that the installation of packages uses; empty means the engine's own choice. ``signing_key`` is a
     PEM file or a secret of an Azure Key Vault; with ``public_key`` what is not signed by it is refused at deployment.
+    ``pull_identity`` is the resource id of a managed identity that may pull; ``pull_username`` and ``pull_password``
+    are for registries that know no such thing.
     """
 
     base: str = "python:3.11-slim-bookworm"
@@ -65,6 +69,9 @@ class ImageSettings:
     index_url: str = field(default="", repr=False)
     signing_key: str = ""
     public_key: Path | None = None
+    pull_identity: str = ""
+    pull_username: str = ""
+    pull_password: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,44 @@ class AksSettings:
 
 
 @dataclass(frozen=True)
+class AciSettings:
+    """The endpoint on Azure Container Instances. ``cpu`` is in cores, ``memory_gb`` in GB, timeouts in seconds.
+
+    ``name`` begins the names of the container groups, ``dns_label`` those of their addresses. With ``tls_image`` a
+    second container ends TLS with the PEM files ``tls_certificate`` and ``tls_key``; without it a deployment is refused
+    unless ``allow_http``.
+    """
+
+    name: str = ""
+    dns_label: str = ""
+    port: int = 8080
+    cpu: float = 1.0
+    memory_gb: float = 1.0
+    restart_policy: str = "Always"
+    allow_http: bool = False
+    tls_image: str = ""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    log_workspace_id: str = ""
+    log_workspace_key: str = field(default="", repr=False)
+    startup_timeout: float = 300.0
+    drain_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class WebAppSettings:
+    """The endpoint on Azure App Service. ``plan`` is a plan for Linux in the resource group; timeouts are in seconds.
+
+    With ``slot`` a version comes up in that deployment slot and is swapped in; without, it replaces the image in place.
+    """
+
+    name: str = ""
+    plan: str = ""
+    slot: str = ""
+    startup_timeout: float = 300.0
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a task may need to know. Paths are absolute.
 
@@ -148,6 +193,8 @@ class Settings:
     image: ImageSettings = ImageSettings()
     docker_target: DockerTargetSettings = DockerTargetSettings()
     aks: AksSettings = AksSettings()
+    aci: AciSettings = AciSettings()
+    webapp: WebAppSettings = WebAppSettings()
     azure: AzureSettings = AzureSettings()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -208,9 +255,14 @@ class Settings:
                 index_url=read.text("PIP_INDEX_URL"),
                 signing_key=read.text("IMAGE_SIGNING_KEY"),
                 public_key=(root / public_key).absolute() if public_key else None,
+                pull_identity=read.text("IMAGE_PULL_IDENTITY"),
+                pull_username=read.text("IMAGE_PULL_USERNAME"),
+                pull_password=read.text("IMAGE_PULL_PASSWORD"),
             ),
             docker_target=_docker_target(read, chosen_project),
             aks=_aks(read, chosen_project),
+            aci=_aci(read, chosen_project, root),
+            webapp=_webapp(read, chosen_project),
             azure=_azure(read),
             env=dict(env),
         )
@@ -312,6 +364,51 @@ def _aks(read: _Reader, project: str) -> AksSettings:
     return settings
 
 
+def _aci(read: _Reader, project: str, root: Path) -> AciSettings:
+    default = AciSettings()
+    name = read.text("ACI_DEPLOYMENT_NAME", project.replace("_", "-")).lower()
+    certificate, key = read.text("ACI_TLS_CERTIFICATE"), read.text("ACI_TLS_KEY")
+    settings = AciSettings(
+        name=name,
+        dns_label=read.text("ACI_DNS_LABEL", name).lower(),
+        port=read.whole("ACI_PORT", default.port, least=1, most=65535),
+        cpu=read.number("ACI_CPU", default.cpu, least=0.1),
+        memory_gb=read.number("ACI_MEMORY_GB", default.memory_gb, least=0.1),
+        restart_policy=read.text("ACI_RESTART_POLICY", default.restart_policy),
+        allow_http=read.flag("ACI_ALLOW_HTTP", default.allow_http),
+        tls_image=read.text("ACI_TLS_IMAGE"),
+        tls_certificate=(root / certificate).absolute() if certificate else None,
+        tls_key=(root / key).absolute() if key else None,
+        log_workspace_id=read.text("ACI_LOG_WORKSPACE_ID"),
+        log_workspace_key=read.text("ACI_LOG_WORKSPACE_KEY"),
+        startup_timeout=read.number("ACI_STARTUP_TIMEOUT", default.startup_timeout, least=1),
+        drain_seconds=read.number("ACI_DRAIN_SECONDS", default.drain_seconds, least=0),
+    )
+    if settings.tls_image and not (settings.tls_certificate and settings.tls_key):
+        raise ConfigurationError(
+            "needs a certificate and its key",
+            where="ACI_TLS_IMAGE",
+            next_step="set ACI_TLS_CERTIFICATE and ACI_TLS_KEY to PEM files",
+        )
+    if settings.restart_policy not in ("Always", "OnFailure", "Never"):
+        raise ConfigurationError(
+            f"{settings.restart_policy!r} is no restart policy",
+            where="ACI_RESTART_POLICY",
+            next_step="use Always, OnFailure or Never",
+        )
+    return settings
+
+
+def _webapp(read: _Reader, project: str) -> WebAppSettings:
+    default = WebAppSettings()
+    return WebAppSettings(
+        name=read.text("WEBAPP_DEPLOYMENT_NAME", project.replace("_", "-")).lower(),
+        plan=read.text("WEBAPP_PLAN"),
+        slot=read.text("WEBAPP_SLOT"),
+        startup_timeout=read.number("WEBAPP_STARTUP_TIMEOUT", default.startup_timeout, least=1),
+    )
+
+
 def _azure(read: _Reader) -> AzureSettings:
     default = AzureSettings()
     return AzureSettings(
@@ -334,6 +431,7 @@ def _azure(read: _Reader) -> AzureSettings:
         compute_min_nodes=read.whole("AML_CLUSTER_MIN_NODES", default.compute_min_nodes, least=0, most=1000),
         compute_max_nodes=read.whole("AML_CLUSTER_MAX_NODES", default.compute_max_nodes, least=1, most=1000),
         compute_priority=read.text("AML_CLUSTER_PRIORITY", default.compute_priority),
+        keys_vault=read.text("SCORING_KEYS_VAULT"),
     )
 
 

@@ -84,14 +84,14 @@ class _Sender:
     def __init__(self, endpoint: Endpoint, timeout: float, progress: Progress) -> None:
         import requests
 
+        from ml_service.reach import session_for
+
         self._requests = requests
         self._endpoint = endpoint
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._progress = progress
-        self._session = requests.Session()
-        # A proxy of the environment, or a .netrc, has no business between us and the endpoint.
-        self._session.trust_env = False
+        self._session = session_for(endpoint.url)
 
     def __enter__(self) -> _Sender:
         return self

@@ -458,6 +458,7 @@ def deploy(
             standing.result()
             raise
         standing.result()
+    console.output("scoring_url", status.url)
     _say_status(status, console)
     return plan
 

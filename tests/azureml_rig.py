@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from emulators.azureml import Emulator
+from emulators import Emulator
 from emulators.azureml.world import Workspace
 from ml_service.config import Settings
 from ml_service.platforms.azureml import AzureMlPlatform

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-from emulators.azureml.http import Refusal, Request, Response, Routes
 from emulators.azureml.storage import ACCOUNT_KEY
-from emulators.azureml.world import GROUP, SUBSCRIPTION, Json, Workspace, World, new_id, now
+from emulators.azureml.world import WORKSPACE, Workspace, World
+from emulators.wire.account import GROUP, SUBSCRIPTION, Json, new_id, now
+from emulators.wire.http import Refusal, Request, Response, Routes
 
 DATASTORE = "workspaceblobstore"
 CONTAINER = "azureml-blobstore"
 
-routes = Routes(r".*\.api\.azureml\.ms")
+routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 
 
 @routes.on("GET", "/datastore/v1.0{WS}/default")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from emulators.azureml.http import Refusal, Request, Response, Routes
-from emulators.azureml.world import Json, World
+from emulators.azureml.world import WORKSPACE, World
+from emulators.wire.account import Json
+from emulators.wire.http import Refusal, Request, Response, Routes
 
-routes = Routes(r".*\.api\.azureml\.ms")
+routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 
 
 def _find(world: World, workspace: str, name: str, version: str | None) -> Json:

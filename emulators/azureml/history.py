@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from emulators.azureml import identity, steps, storage
-from emulators.azureml.http import Refusal, Request, Response, Routes
-from emulators.azureml.world import Json, Workspace, World, now
+from emulators.azureml import steps, storage
+from emulators.azureml.world import WORKSPACE, Workspace, World
+from emulators.wire import identity
+from emulators.wire.account import Json, now
+from emulators.wire.http import Refusal, Request, Response, Routes
 
-routes = Routes(r".*\.api\.azureml\.ms")
+routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 _BASE = "/history/v1.0{WS}"
 _RUN = _BASE + "/(experiments/(?P<experiment>[^/]+)|experimentids/(?P<id>[^/]+))/runs/{run}"
 

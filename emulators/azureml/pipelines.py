@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from emulators.azureml import steps
-from emulators.azureml.http import Refusal, Request, Response, Routes
-from emulators.azureml.world import DATA_PLANE, Json, Workspace, World, new_id, now
+from emulators.azureml.world import DATA_PLANE, WORKSPACE, Workspace, World
+from emulators.wire.account import Json, new_id, now
+from emulators.wire.http import Refusal, Request, Response, Routes
 
-routes = Routes(r".*\.api\.azureml\.ms")
+routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 _BASE = "/pipelines/v1.0{WS}"
 _FILE_TYPES = (
     "AnyFile", "AzureBlobReference", "AzureDataLakeReference", "AzureFilesReference", "AzureSqlDatabaseReference",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from emulators.azureml import storage
-from emulators.azureml.http import Refusal, Request, Response, Routes
-from emulators.azureml.world import Json, Workspace, World, new_id, now
+from emulators.azureml.world import WORKSPACE, Workspace, World
+from emulators.wire.account import Json, new_id, now
+from emulators.wire.http import Refusal, Request, Response, Routes
 
 CONTAINER = "azureml"
 
-routes = Routes(r".*\.api\.azureml\.ms")
+routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 _BASE = "/modelmanagement/v1.0{WS}"
 
 

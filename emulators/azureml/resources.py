@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from emulators.azureml.http import Refusal, Request, Response, Routes
 from emulators.azureml.storage import ACCOUNT_KEY
-from emulators.azureml.world import DATA_PLANE, GROUP, REGION, SUBSCRIPTION, TENANT, Json, Workspace, World, error, now
+from emulators.azureml.world import DATA_PLANE, WORKSPACE, Workspace, World
+from emulators.wire.account import GROUP, REGION, SUBSCRIPTION, TENANT, Json, error, now
+from emulators.wire.http import Refusal, Request, Response, Routes
 
-routes = Routes(r"management\.azure\.com")
-data_plane = Routes(r".*\.api\.azureml\.ms")
+routes = Routes(r"management\.azure\.com", WS=WORKSPACE)
+data_plane = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
+open_data_plane = Routes(r".*\.api\.azureml\.ms", open=True)
 
 _SERVICES = (
     "api", "catalog", "experimentation", "history", "hyperdrive", "modelmanagement", "pipelines", "studio",
@@ -167,6 +169,6 @@ def usages(world: World, request: Request, subscription: str, location: str) -> 
     return Response(200, {"value": [usage, usage | {"id": low["value"], "name": low}]})
 
 
-@data_plane.on("GET", "/discovery(/workspaces/{workspace})?")
+@open_data_plane.on("GET", "/discovery(/workspaces/{workspace})?")
 def discovery(world: World, request: Request, workspace: str = "") -> Response:
     return Response(200, dict.fromkeys(_SERVICES, f"https://{DATA_PLANE}"))

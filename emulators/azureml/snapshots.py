@@ -8,10 +8,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from emulators.azureml import storage
-from emulators.azureml.http import Request, Response, Routes
-from emulators.azureml.world import World, new_id, now
+from emulators.azureml.world import WORKSPACE, World
+from emulators.wire.account import new_id, now
+from emulators.wire.http import Request, Response, Routes
 
-routes = Routes(r".*\.api\.azureml\.ms")
+routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 
 
 @routes.on("GET", "/content/v1.0{WS}/snapshots/latest/metadata")

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emulators.azureml import identity, snapshots, storage
+from emulators.azureml import snapshots, storage
 from emulators.azureml.data import CONTAINER
-from emulators.azureml.http import Refusal
 from emulators.azureml.processes import Cold, Process
-from emulators.azureml.world import DATA_PLANE, GROUP, SUBSCRIPTION, Json, Workspace, World, new_id, now
+from emulators.azureml.world import DATA_PLANE, Workspace, World
+from emulators.wire import identity
+from emulators.wire.account import GROUP, SUBSCRIPTION, Json, new_id, now
+from emulators.wire.http import Refusal
 
 LOG_CONTAINER = "azureml"
 LOG_NAME = "user_logs/std_log.txt"

@@ -11,12 +11,12 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 from xml.sax.saxutils import escape
 
-from emulators.azureml.http import Request, Response, Routes
 from emulators.azureml.world import World
+from emulators.wire.http import Request, Response, Routes
 
 ACCOUNT_KEY = base64.b64encode(b"the emulator checks no key").decode()
 
-routes = Routes(r"[a-z0-9]+\.blob\.core\.windows\.net")
+routes = Routes(r"[a-z0-9]+\.blob\.core\.windows\.net", open=True)
 _META = ".emulator-blocks"
 
 

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import threading
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from emulators.azureml.http import Refusal
 from emulators.azureml.processes import Cold, Starter
+from emulators.wire.account import GROUP, REGION, SUBSCRIPTION, Account, Json, new_id
+from emulators.wire.http import Refusal
 
-REGION = "westeurope"
 DATA_PLANE = f"{REGION}.api.azureml.ms"
-TENANT = "00000000-0000-0000-0000-00000000aad0"
-SUBSCRIPTION = "00000000-0000-0000-0000-0000000005b5"
-GROUP = "emulated"
 
-Json = dict[str, Any]
-
-
-def now() -> str:
-    """UTC as the services write it."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "0Z"
-
-
-def new_id() -> str:
-    return str(uuid.uuid4())
+WORKSPACE = (
+    r"/subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)"
+    r"/providers/Microsoft\.MachineLearningServices/workspaces/(?P<workspace>[^/]+)"
+)
+"""The resource path of a workspace, ``{WS}`` in the paths of the services."""
 
 
 @dataclass
@@ -68,15 +57,13 @@ class Workspace:
         )
 
 
-class World:
-    """The emulated cloud. Handlers hold ``lock`` while they answer; steps run outside it."""
+class World(Account):
+    """The emulated workspaces. Handlers hold ``lock`` while they answer; steps run outside it."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
-        self.lock = threading.RLock()
         self.workspaces: dict[str, Workspace] = {}
-        self.token_life = 3600.0
-        self.revoked_before = 0.0
         self.compute_quota = 100
         self.compute_provisioning_error = ""
         self.failing_steps: dict[str, str] = {}
@@ -113,8 +100,3 @@ class World:
         if not path.is_relative_to(base):
             raise Refusal(400, "InvalidUri", "The requested URI does not represent any resource on the server.")
         return path
-
-
-def error(code: str, message: str) -> Json:
-    """The envelope in which Azure ML reports an error."""
-    return {"error": {"code": code, "message": message}}

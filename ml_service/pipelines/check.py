@@ -24,6 +24,7 @@ OUTPUTS: Mapping[str, frozenset[str]] = {
     "publish": frozenset({"pipeline_id"}),
     "check-model": frozenset({"model_registered", "model_name", "model_version"}),
     "build-image": frozenset({"image"}),
+    "deploy": frozenset({"scoring_url"}),
 }
 """The output variables of the tasks, as design and README name them."""
 

@@ -11,6 +11,8 @@ from ml_service.ports import Target
 
 _ADAPTERS = {
     "local": "ml_service.targets.local:LocalTarget",
+    "webapp": "ml_service.targets.webapp:WebAppTarget",
+    "aci": "ml_service.targets.aci:AciTarget",
     "aks": "ml_service.targets.aks:AksTarget",
     "docker": "ml_service.targets.docker:DockerTarget",
 }

@@ -17,8 +17,8 @@ import pytest
 if find_spec("azureml") is None:
     pytest.skip("azureml-sdk is not installed: see docs/azure-ml.md", allow_module_level=True)
 
-from emulators.azureml import Fault  # noqa: E402
-from emulators.azureml.identity import make_token  # noqa: E402
+from emulators import Fault  # noqa: E402
+from emulators.wire.identity import make_token  # noqa: E402
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UsageError  # noqa: E402
 from ml_service.platforms.azureml_registry import LostRace, Registry  # noqa: E402
 from ml_service.ports import RunStatus  # noqa: E402

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(900)
 def azure() -> Iterator[Mapping[str, str]]:
     """What the emulator told us to export."""
     emulator = subprocess.Popen(
-        [sys.executable, "-m", "emulators.azureml"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "emulators"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert emulator.stdout is not None and emulator.stderr is not None
     exported: dict[str, str] = {}

@@ -1,7 +1,8 @@
 """The pipelines do what the tasks do: their expanded scripts are run here, job by job (see pipeline_player.py).
 
-Azure's own targets have no cloud here: ``aci``, ``aks`` and ``webapp`` are played by the target ``local``, and the
-tests say so by looking at ``stood_in``. There is no container engine either: ``build-image`` says that it skips.
+Mostly ``aci``, ``aks`` and ``webapp`` are played by the target ``local``, without a container engine, and the tests say
+so by looking at ``stood_in``. Where there is an engine, one test deploys to the real targets ``aci`` and ``webapp``
+against the emulated Azure, with the real image.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emulators import Emulator
 from ml_service.pipelines.expand import expand
 from ml_service.pipelines.model import Pipeline, read
 from ml_service.stages import STAGES
 from tests.architecture.sources import ROOT, repository_files
+from tests.containers import engine_or_skip, registry_or_skip, removing_images
 from tests.e2e.pipeline_player import CANCELED, FAILED, SKIPPED, SUCCEEDED, Played, Player, make_checkout
 
 FOLDER = ROOT / ".azure-pipelines"
@@ -61,9 +65,9 @@ def players(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Makes players; whatever they deployed is removed at the end."""
     made: list[Path] = []
 
-    def make(**variables: str) -> Player:
+    def make(stand_ins: Mapping[str, str] = STAND_INS, **variables: str) -> Player:
         made.append(tmp_path_factory.mktemp("azure"))
-        return Player(checkout, made[-1], variables=GROUP | variables, stand_ins=STAND_INS)
+        return Player(checkout, made[-1], variables=GROUP | variables, stand_ins=stand_ins)
 
     yield make
     for home in (home for work in made for home in work.glob("jobs/*/.mlops")):
@@ -203,6 +207,35 @@ def test_one_pipeline_does_what_inv_ci_does(players: Players) -> None:
 
 def _stage(task: str) -> Any:
     return next(stage for stage in STAGES if stage.task == task)
+
+
+# The real targets
+
+
+@pytest.mark.docker
+def test_aci_and_web_app_serve_the_real_image_in_the_emulated_azure(
+    trained: tuple[Player, Played], players: Players
+) -> None:
+    """One image, pushed by digest, goes to both: deployed and asked by jobs that share nothing but Azure."""
+    client, registry, name = engine_or_skip(), registry_or_skip(), f"test-parity-{uuid.uuid4().hex[:8]}"
+    with Emulator() as azure, removing_images(client, f"{registry}/{name}"):
+        player = players({"aks": "local"}, **{
+            **azure.settings(), "DOCKER_HOST": "", "REQUIRE_IMAGE": "true", "IMAGE_REGISTRY": registry,
+            "IMAGE_NAME": name, "SCORING_KEYS_VAULT": "emulated", "ACI_DRAIN_SECONDS": "1",
+            "WEBAPP_DEPLOYMENT_NAME": "diabetes-web", "WEBAPP_PLAN": "emulated", "WEBAPP_SLOT": "staging",
+        })  # fmt: skip
+        player.store, player.records = trained[0].store, trained[0].records
+        played = player.play(pipeline(DEPLOY), "206")
+        assert played.stages == {"Image": SUCCEEDED, "ACI": SUCCEEDED, "AKS": SKIPPED, "WebApp": SUCCEEDED}, played.log
+        assert played.stood_in == {}
+        for stage in ("ACI", "WebApp"):
+            assert "answers its package's examples" in played.jobs[(stage, "Deploy")].log
+        (group,) = azure.arm.groups.values()
+        image = group.body["properties"]["containers"][0]["properties"]["image"]
+        assert azure.arm.sites["diabetes-web"].config["linuxFxVersion"] == f"DOCKER|{image}"
+        secrets = [value for versions in azure.arm.secrets.values() for _, value in versions]
+        assert secrets and not [value for value in secrets if value in played.log]
+    client.close()
 
 
 # What is planted turns it red

@@ -7,6 +7,7 @@ It answers the package's own examples. ``model/fault.txt`` in the package plants
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -19,15 +20,24 @@ from pathlib import Path
 MODEL = Path(os.environ["AZUREML_MODEL_DIR"]) / "model"
 FAULT = (MODEL / "fault.txt").read_text() if (MODEL / "fault.txt").exists() else ""
 VERSION = json.loads((MODEL.parent / "manifest.json").read_bytes())["model"]["version"]
+PACKAGE = hashlib.sha256((MODEL.parent / "manifest.json").read_bytes()).hexdigest()
 ANSWERS = {
     json.dumps(example["request"]): example["response"]
     for example in json.loads((MODEL / "examples.json").read_bytes())["examples"]
 }
 DRAINING = threading.Event()
 OPEN: set[int] = set()
-KEYS = [] if os.environ.get("SCORING_AUTH") == "off" else list(
-    json.loads(Path(os.environ["SCORING_KEYS_FILE"]).read_bytes()).values()
-)
+
+
+def keys() -> list[str]:
+    if os.environ.get("SCORING_AUTH") == "off":
+        return []
+    if "SCORING_KEYS_FILE" in os.environ:
+        return list(json.loads(Path(os.environ["SCORING_KEYS_FILE"]).read_bytes()).values())
+    return [os.environ["SCORING_PRIMARY_KEY"], os.environ["SCORING_SECONDARY_KEY"]]
+
+
+KEYS = keys()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -37,7 +47,8 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        self.answer(503 if FAULT == "never-ready" else 200, {"version": VERSION, "pid": os.getpid()})
+        about = {"version": VERSION, "pid": os.getpid(), "package_sha256": PACKAGE}
+        self.answer(503 if FAULT == "never-ready" else 200, about)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from emulators.azureml.http import Refusal, Request, Response
+from emulators.wire.http import Refusal, Request, Response
 
 
 @dataclass

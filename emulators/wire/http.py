@@ -6,22 +6,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
-
-if TYPE_CHECKING:
-    from emulators.azureml.world import World
-
-WORKSPACE = (
-    r"/subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)"
-    r"/providers/Microsoft\.MachineLearningServices/workspaces/(?P<workspace>[^/]+)"
-)
 
 
 @dataclass(frozen=True)
 class Request:
     """What a client sent. ``path`` is as on the wire, without the query; ``query`` holds the first
-    value of each name, ``headers`` has names in lower case.
+    value of each name, ``headers`` has names in lower case. ``target`` is path and query as they were sent.
     """
 
     method: str
@@ -30,12 +22,17 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
+    port: int = 443
+    target: str = ""
 
     @classmethod
-    def parse(cls, method: str, host: str, target: str, headers: Mapping[str, str], body: bytes) -> Request:
+    def parse(
+        cls, method: str, host: str, target: str, headers: Mapping[str, str], body: bytes, port: int = 443
+    ) -> Request:
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-        return cls(method, host.lower(), parts.path, query, headers, body)
+        sent = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        return cls(method, host.lower(), parts.path, query, headers, body, port, sent)
 
     def json(self) -> Any:
         return json.loads(self.body) if self.body else {}
@@ -62,6 +59,7 @@ class Refusal(Exception):
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
+        self.code = code
         # Model management has an envelope of its own; the two do not disturb each other.
         details = [{"code": code, "message": message}]
         envelope = {"code": code, "statusCode": status, "message": message, "details": details}
@@ -72,16 +70,34 @@ Answer = Callable[..., Response]
 """``(world, request, **named groups of the path)``."""
 
 
-class Routes:
-    """The calls that a service answers, in the order they were written down."""
+class Service(Protocol):
+    """Finds who answers. ``open`` services ask for no token; ``quick`` ones are answered under their world's lock."""
 
-    def __init__(self, host: str) -> None:
+    open: bool
+    quick: bool
+
+    def find(self, request: Request) -> Callable[[Any], Response | None] | None: ...
+
+
+class Routes:
+    """The calls that a service answers, in the order they were written down.
+
+    ``shorthands`` are regular expressions by name: ``{WS}`` in a path stands for that of ``WS``.
+    """
+
+    quick = True
+
+    def __init__(self, host: str, *, open: bool = False, **shorthands: str) -> None:
+        self.open = open
         self._host = re.compile(host)
+        self._shorthands = shorthands
         self._table: list[tuple[str, re.Pattern[str], Answer]] = []
 
     def on(self, method: str, path: str) -> Callable[[Answer], Answer]:
-        """Register an answer. ``{WS}`` in ``path`` is the workspace's resource path, ``{x}`` any one segment."""
-        pattern = path.replace("{WS}", WORKSPACE)
+        """Register an answer. ``{x}`` in ``path`` is a shorthand, or else any one segment."""
+        pattern = path
+        for name, meaning in self._shorthands.items():
+            pattern = pattern.replace(f"{{{name}}}", meaning)
         pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
         compiled = re.compile(pattern, re.IGNORECASE)
 
@@ -91,7 +107,7 @@ class Routes:
 
         return register
 
-    def find(self, request: Request) -> Callable[[World], Response] | None:
+    def find(self, request: Request) -> Callable[[Any], Response | None] | None:
         """The bound answer to ``request``, or None when this service does not know it."""
         if not self._host.fullmatch(request.host):
             return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from emulators.azureml.certificates import Authority
-from emulators.azureml.http import Request, Response
-from emulators.azureml.services import Services
+from emulators.wire.certificates import Authority
+from emulators.wire.http import Request, Response
+from emulators.wire.services import Services
 
 
 class Proxy(ThreadingHTTPServer):
@@ -35,9 +36,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Services keep the log."""
 
-    def answer(self, host: str) -> None:
+    def answer(self, host: str, port: int) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request.parse(self.command, host, self.path, headers, self._body())
+        request = Request.parse(self.command, host, self.path, headers, self._body(), port)
         response = self.server.services.answer(request)
         if response is None:
             self.close_connection = True
@@ -71,9 +72,10 @@ class _TunnelHandler(_Handler):
     """Inside a tunnel: the host is the one that CONNECT named."""
 
     host = ""
+    port = 443
 
     def _any(self) -> None:
-        self.answer(self.host)
+        self.answer(self.host, self.port)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _any
 
@@ -82,24 +84,48 @@ class _ProxyHandler(_Handler):
     """Outside: CONNECT opens a tunnel; a plain request is for the emulator itself or for an ``http:`` address."""
 
     def do_CONNECT(self) -> None:
-        host = self.path.rpartition(":")[0]
+        host, _, port = self.path.rpartition(":")
+        self.close_connection = True
+        behind = self.server.services.tunnel(host.lower(), int(port))
         self.send_response_only(200, "Connection established")
         self.end_headers()
-        self.close_connection = True
+        if behind:
+            return _join(self.connection, behind)
         try:
             secure = self.server.authority.context(host).wrap_socket(self.connection, server_side=True)
         except (ssl.SSLError, OSError):
             return
         try:
-            type("_", (_TunnelHandler,), {"host": host})(secure, self.client_address, self.server)
+            type("_", (_TunnelHandler,), {"host": host, "port": int(port)})(secure, self.client_address, self.server)
         finally:
             _hang_up(secure)
 
     def _any(self) -> None:
-        absolute = self.path.startswith("http")
-        self.answer(self.path.split("/")[2].partition(":")[0] if absolute else "emulator")
+        if not self.path.startswith("http"):
+            return self.answer("emulator", 0)
+        host, _, port = self.path.split("/")[2].partition(":")
+        self.answer(host, int(port or 80))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _any
+
+
+def _join(one: socket.socket, address: tuple[str, int]) -> None:
+    """Carry bytes both ways until either side ends: whoever is behind the address ends TLS itself."""
+    try:
+        other = socket.create_connection(address, timeout=10)
+    except OSError:
+        return
+    sockets = {one: other, other: one}
+    with other:
+        while True:
+            ready = select.select(list(sockets), [], [], 120)[0]
+            for source in ready:
+                data = source.recv(65536)
+                if not data:
+                    return
+                sockets[source].sendall(data)
+            if not ready:
+                return
 
 
 def _hang_up(connection: socket.socket) -> None:

@@ -23,7 +23,7 @@ class Authority:
         self._lock = threading.Lock()
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("throw-away authority of the Azure ML emulator")
+        self._name = _name("throw-away authority of the Azure emulator")
         self._certificate = self._issue(self._name, self._key, x509.BasicConstraints(ca=True, path_length=0), None)
         self.bundle = folder / "ca.pem"
         self.bundle.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))

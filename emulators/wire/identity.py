@@ -9,17 +9,17 @@ import json
 import time
 from urllib.parse import parse_qs
 
-from emulators.azureml.http import Refusal, Request, Response, Routes
-from emulators.azureml.world import TENANT, World
+from emulators.wire.account import TENANT, Account
+from emulators.wire.http import Refusal, Request, Response, Routes
 
 SECRET = "emulated-secret"
 _KEY = b"throw-away"
 
-routes = Routes(r"login\.(microsoftonline\.com|windows\.net)")
+routes = Routes(r"login\.(microsoftonline\.com|windows\.net)", open=True)
 
 
 @routes.on("GET", r"/{tenant}/v2.0/.well-known/openid-configuration")
-def configuration(world: World, request: Request, tenant: str) -> Response:
+def configuration(world: Account, request: Request, tenant: str) -> Response:
     base = f"https://login.microsoftonline.com/{tenant}"
     return Response(
         200,
@@ -33,7 +33,7 @@ def configuration(world: World, request: Request, tenant: str) -> Response:
 
 
 @routes.on("GET", "/common/discovery/instance")
-def instance(world: World, request: Request) -> Response:
+def instance(world: Account, request: Request) -> Response:
     names = ["login.microsoftonline.com", "login.windows.net"]
     metadata = [{"preferred_network": names[0], "preferred_cache": names[1], "aliases": names}]
     tenant = f"https://login.microsoftonline.com/{TENANT}/v2.0/.well-known/openid-configuration"
@@ -41,7 +41,7 @@ def instance(world: World, request: Request) -> Response:
 
 
 @routes.on("POST", r"/{tenant}/oauth2/(v2\.0/)?token")
-def token(world: World, request: Request, tenant: str) -> Response:
+def token(world: Account, request: Request, tenant: str) -> Response:
     form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
     if tenant != TENANT:
         return _refused("invalid_request", f"AADSTS90002: Tenant '{tenant}' not found.")
@@ -56,7 +56,7 @@ def _refused(code: str, message: str) -> Response:
     return Response(401, {"error": code, "error_description": message, "error_codes": [7000215]})
 
 
-def make_token(world: World, subject: str) -> str:
+def make_token(world: Account, subject: str) -> str:
     """A signed JWT for ``subject`` that lives ``world.token_life`` seconds."""
     issued = time.time()
     claims = {
@@ -74,7 +74,7 @@ def make_token(world: World, subject: str) -> str:
     return f"{signed}.{_base64(hmac.digest(_KEY, signed.encode(), 'sha256'))}"
 
 
-def check_token(world: World, request: Request) -> None:
+def check_token(world: Account, request: Request) -> None:
     """Refuse with 401 a call whose bearer token is missing, forged, expired or revoked."""
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
     signed, _, signature = bearer.rpartition(".")

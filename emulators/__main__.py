@@ -1,4 +1,4 @@
-"""``python -m emulators.azureml``: run the emulator until Ctrl-C; prints the settings to export."""
+"""``python -m emulators``: run the emulator until Ctrl-C; prints the settings to export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import threading
 from pathlib import Path
 
-from emulators.azureml.emulator import Emulator
+from emulators.emulator import Emulator
 
 
 def main() -> None:

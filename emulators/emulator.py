@@ -6,37 +6,48 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
-from emulators.azureml import identity
-from emulators.azureml.certificates import Authority
-from emulators.azureml.faults import Fault
+from emulators.arm.services import SERVICES as ARM_SERVICES
+from emulators.arm.world import World as ArmWorld
 from emulators.azureml.processes import Warm
-from emulators.azureml.proxy import Proxy
-from emulators.azureml.services import Services
-from emulators.azureml.world import GROUP, REGION, SUBSCRIPTION, TENANT, World
+from emulators.azureml.services import SERVICES as AZUREML_SERVICES
+from emulators.azureml.world import World
+from emulators.wire import identity
+from emulators.wire.account import GROUP, REGION, SUBSCRIPTION, TENANT
+from emulators.wire.certificates import Authority
+from emulators.wire.faults import Fault
+from emulators.wire.http import Service
+from emulators.wire.proxy import Proxy
+from emulators.wire.services import Services
 
 _LOCAL = "localhost,127.0.0.1"
 
 
 class Emulator:
-    """Azure ML on a port of this machine, from ``start`` to ``stop``; usable as a context manager.
+    """Azure on a port of this machine, from ``start`` to ``stop``; usable as a context manager.
 
-    Everything is forgotten at ``stop``, and the folder removed when none was given. ``warm`` forks the steps from a
-    process that has imported the SDK already.
+    ``world`` is what Azure ML remembers, ``arm`` what the Resource Manager's other services do. Everything is forgotten
+    at ``stop``, containers are removed, and so is the folder when none was given. ``warm`` forks the steps of Azure ML
+    from a process that has imported the SDK already.
     """
 
     def __init__(
         self, folder: Path | None = None, *, port: int = 0, verbose: bool = False, warm: bool = False
     ) -> None:
         self._temporary = folder is None
-        self.folder = Path(tempfile.mkdtemp(prefix="azureml-emulator-")) if folder is None else folder.absolute()
+        self.folder = Path(tempfile.mkdtemp(prefix="azure-emulator-")) if folder is None else folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.world = World(self.folder)
-        self.services = Services(self.world, verbose=verbose)
-        self._authority = Authority(self.folder)
-        self._proxy = Proxy(port, self._authority, self.services)
+        self.arm = ArmWorld(self.folder)
+        known: list[tuple[Service, Any]] = [(identity.routes, self.world)]
+        known += [(service, self.world) for service in AZUREML_SERVICES]
+        known += [(service, self.arm) for service in ARM_SERVICES]
+        self.services = Services(self.world, known, self.arm.tunnel, verbose=verbose)
+        self.authority = Authority(self.folder)
+        self._proxy = Proxy(port, self.authority, self.services)
         self.port = self._proxy.server_address[1]
-        self._thread = threading.Thread(target=self._proxy.serve_forever, name="azureml-emulator", daemon=True)
+        self._thread = threading.Thread(target=self._proxy.serve_forever, name="azure-emulator", daemon=True)
         self.world.environ = self.redirection()
         if warm:
             self.world.starter = Warm(self.world.environ)
@@ -52,8 +63,9 @@ class Emulator:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering, end the steps that still run, forget everything."""
+        """Stop answering, end the steps and containers that still run, forget everything."""
         self.world.stop_steps()
+        self.arm.stop()
         self._proxy.shutdown()
         self._proxy.server_close()
         if self._temporary:
@@ -67,7 +79,7 @@ class Emulator:
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         proxy = f"http://127.0.0.1:{self.port}"
-        bundle = str(self._authority.bundle)
+        bundle = str(self.authority.bundle)
         return {
             "HTTPS_PROXY": proxy,
             "HTTP_PROXY": proxy,

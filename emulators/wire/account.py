@@ -1,0 +1,38 @@
+"""The one subscription that is emulated: its ids, how long tokens live, and what all services write alike."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import uuid
+from typing import Any
+
+REGION = "westeurope"
+TENANT = "00000000-0000-0000-0000-00000000aad0"
+SUBSCRIPTION = "00000000-0000-0000-0000-0000000005b5"
+GROUP = "emulated"
+
+Json = dict[str, Any]
+
+
+class Account:
+    """What every emulated world has. Handlers hold ``lock`` while they answer; work that takes time runs outside it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.token_life = 3600.0
+        self.revoked_before = 0.0
+
+
+def now() -> str:
+    """UTC as the services write it."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "0Z"
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def error(code: str, message: str) -> Json:
+    """The envelope in which Azure reports an error."""
+    return {"error": {"code": code, "message": message}}

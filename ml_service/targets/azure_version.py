@@ -1,0 +1,96 @@
+"""What the targets aci and webapp write down in Azure about a version, in tags and settings of what runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from ml_service.config import Settings
+from ml_service.errors import UsageError
+from ml_service.ports import Release
+
+_OWN_OPTIONS = ("SCORING_HOST", "SCORING_PORT", "SCORING_SOCKET")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version as it runs. ``image`` is named by digest; ``since`` is UTC, ISO 8601, empty until it serves."""
+
+    image: str
+    package: str
+    name: str
+    version: str
+    build: str
+    since: str = ""
+
+    @classmethod
+    def of(cls, release: Release) -> Version:
+        """The version that ``release`` is.
+
+        Raises:
+            UsageError: its image was never pushed, so that Azure cannot have it.
+        """
+        if not release.image or not release.image_digest:
+            raise UsageError(
+                "the artifact has no pushed image, and Azure gets its images from a registry",
+                where="image.json",
+                next_step="run: inv build-image --push",
+            )
+        return cls(
+            image=f"{release.image}@{release.image_digest}",
+            package=release.package_sha256,
+            name=release.model_name,
+            version=release.model_version,
+            build=release.build_id,
+        )
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Version | None:
+        """The version that ``tags`` tell of."""
+        names = asdict(cls("", "", "", "", ""))
+        found = {name: tags[f"mlops-{name}"] for name in names if f"mlops-{name}" in tags}
+        return cls(**found) if "image" in found else None
+
+    def tags(self) -> dict[str, str]:
+        """As tags, one for each part: a tag holds at most 256 characters."""
+        return {f"mlops-{name}": value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_text(cls, text: str) -> Version | None:
+        """The version that a setting tells of."""
+        return cls(**json.loads(text)) if text else None
+
+    def text(self) -> str:
+        """As the text of a setting."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """The image's digest."""
+        return self.image.partition("@")[2]
+
+    @property
+    def model(self) -> dict[str, str]:
+        """As a status tells it."""
+        return {"name": self.name, "version": self.version}
+
+    def same_as(self, other: Version | None) -> bool:
+        """Whether both answer alike."""
+        return other is not None and (self.image, self.package) == (other.image, other.package)
+
+    def serving_now(self) -> Version:
+        """The same, with the time."""
+        return replace(self, since=datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+def scoring_options(settings: Settings) -> dict[str, str]:
+    """How the scoring server is to run. Never a key."""
+    env = settings.env
+    ours = (name for name in env if name.startswith("SCORING_") and "KEY" not in name)
+    chosen = {name: env[name] for name in ours if name not in _OWN_OPTIONS and env[name]}
+    return {**chosen, "SCORING_WORKERS": str(settings.local_target.workers), "SCORING_HOST": "0.0.0.0"}
