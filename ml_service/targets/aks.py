@@ -46,14 +46,15 @@ class AksTarget:
 
     name = "aks"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster | None = None) -> None:
         self._settings = settings
         self._aks = settings.aks
+        self._connected = cluster
         self._packages = PackageStore(settings.home / "targets" / "aks" / settings.aks.name / "packages")
 
     @functools.cached_property
     def _cluster(self) -> Cluster:
-        return aks_credentials.connect(self._settings)
+        return self._connected or aks_credentials.connect(self._settings)
 
     # The port.
 

@@ -16,6 +16,7 @@ Object = dict[str, Any]
 
 _PLURALS: Mapping[str, str] = {
     "Deployment": "deployments",
+    "ReplicaSet": "replicasets",
     "Service": "services",
     "Endpoints": "endpoints",
     "ServiceAccount": "serviceaccounts",

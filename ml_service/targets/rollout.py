@@ -22,8 +22,12 @@ _HOPELESS = (
 Mask = Callable[[str], str]
 
 
+_REVISION = "deployment.kubernetes.io/revision"
+_HASH = "pod-template-hash"
+
+
 class Rollout:
-    """Watches the pods of one Deployment that hold one package."""
+    """Watches the pods that one Deployment makes from its newest template."""
 
     def __init__(self, cluster: Cluster, deployment: Object, mask: Mask) -> None:
         self._cluster = cluster
@@ -55,25 +59,34 @@ class Rollout:
             time.sleep(_POLL)
 
     def pods(self) -> Sequence[Object]:
-        """The pods of the new version, those that end left out."""
+        """The pods of the newest template, those that end left out; none before the cluster has seen that template."""
+        now = self._cluster.get("apps/v1", "Deployment", self._name)
+        code = self._newest(now) if now and _is_observed(now) else ""
+        found = self._cluster.list("v1", "Pod", labelSelector=f"{self._selector()},{_HASH}={code}") if code else []
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def _newest(self, deployment: Object) -> str:
+        """What marks the pods of the newest ReplicaSet: the package alone does not, since its limits may have changed."""
+        revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
+        for one in self._cluster.list("apps/v1", "ReplicaSet", labelSelector=self._selector()):
+            if one["metadata"].get("annotations", {}).get(_REVISION) == revision:
+                return str(one["metadata"]["labels"][_HASH])
+        return ""
+
+    def _selector(self) -> str:
         labels = self._deployment["spec"]["selector"]["matchLabels"]
-        selector = ",".join(f"{name}={value}" for name, value in labels.items())
-        wanted = self._deployment["spec"]["template"]["metadata"]["annotations"]["mlops/package-sha256"]
-        return [
-            pod
-            for pod in self._cluster.list("v1", "Pod", labelSelector=selector)
-            if pod["metadata"].get("annotations", {}).get("mlops/package-sha256") == wanted
-            and "deletionTimestamp" not in pod["metadata"]
-        ]
+        return ",".join(f"{name}={value}" for name, value in labels.items())
 
     def _hopeless(self, deployment: Object) -> str:
+        if not _is_observed(deployment):
+            return ""  # What its conditions say is still about the version before.
         for condition in deployment.get("status", {}).get("conditions", []):
             if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
                 return f"the cluster makes no pod: {condition.get('message', '')}"
             if condition.get("reason") == "ProgressDeadlineExceeded":
                 return str(condition.get("message", "it made no progress"))
         for pod in self.pods():
-            if why := _pod_trouble(pod):
+            if not _is_ready(pod) and (why := _pod_trouble(pod)):
                 return f"pod {pod['metadata']['name']}: {why}"
         return ""
 
@@ -91,9 +104,14 @@ class Rollout:
         return [f"{event['reason']}: {event.get('message', '')[:300]}" for event in events if event["type"] != "Normal"]
 
 
+def _is_observed(deployment: Object) -> bool:
+    seen = deployment.get("status", {}).get("observedGeneration", 0)
+    return bool(seen >= deployment["metadata"]["generation"])
+
+
 def _is_complete(deployment: Object) -> bool:
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
-    if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
+    if not _is_observed(deployment):
         return False
     counts = [status.get(name, 0) for name in ("updatedReplicas", "replicas", "availableReplicas")]
     return bool(wanted > 0 and counts == [wanted] * 3)
@@ -103,6 +121,11 @@ def _how_far(deployment: Object) -> str:
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
     new, ready, all_ = (status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas"))
     return f"{new} of {wanted} pods are new, {ready} of {all_} ready"
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any((one["type"], one["status"]) == ("Ready", "True") for one in conditions)
 
 
 def _pod_trouble(pod: Object) -> str:
