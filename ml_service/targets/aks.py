@@ -30,7 +30,7 @@ from ml_service.targets.cluster import Cluster, Conflict, Object
 from ml_service.targets.manifests import difference
 from ml_service.targets.package_store import PackageStore
 from ml_service.targets.port_forward import forwarded
-from ml_service.targets.rollout import Rollout
+from ml_service.targets.rollout import Rollout, is_half_way, shortfall
 
 _HERE = "target aks"
 _PORT = 8080
@@ -78,7 +78,7 @@ class AksTarget:
                 if plan.canary_percent is not None:
                     self._start_canary(wanted, plan.canary_percent, verify, progress)
                 else:
-                    self._deploy(wanted, read_version(self._stable()), verify, progress)
+                    self._perform(plan, wanted, verify, progress)
             self._forget_packages()
         return self._serving()
 
@@ -192,11 +192,12 @@ class AksTarget:
         same = wanted.same_as(current)
         assert current is not None or not same
         shown = current if same and current else wanted
-        previous = read_version(stable, PREVIOUS) if same else current
-        change = self._step(deployment(self._settings, shown, STABLE, previous))
+        change = self._step(deployment(self._settings, shown, STABLE, _before(wanted, stable)))
         if change:
             who = f"{wanted} in a pod of its own, which serves nobody"
             steps += [Step("start", who), Step("verify", f"{wanted} in that pod"), change]
+        elif stable and (missing := shortfall(stable, self._aks.min_replicas)):
+            steps.append(Step("restore", f"Deployment {self._aks.name}: {missing} {shown}"))
         return steps
 
     def _step(self, body: Object) -> Step | None:
@@ -225,12 +226,50 @@ class AksTarget:
             Step("scale", f"{current} to {share.stable} pods: {share.percent:.1f} % of the traffic goes to {wanted}"),
         ]
 
+    def _perform(self, plan: Plan, wanted: Version, verify: Verify, progress: Progress) -> None:
+        """What the plan says and no more: a new Ingress, say, is no reason to replace pods."""
+        stable, actions = self._stable(), [step.action for step in plan.steps]
+        if "verify" in actions:
+            return self._deploy(wanted, _before(wanted, stable), verify, progress)
+        if not wanted.same_as(read_version(stable)):
+            raise UnavailableError(
+                "another deployment changed what serves since this one was planned",
+                where=_HERE,
+                next_step="look at inv status --target aks, and run the command again",
+            )
+        self._prepare()
+        if "restore" in actions:
+            self._restore(progress)
+
+    def _restore(self, progress: Progress) -> None:
+        """End what a killed deployment left half done, or bring back pods that are gone.
+
+        When half of it cannot be ended, the version that all pods held is put back, as the killed deployment would have.
+        """
+        before = self._stable()
+        assert before is not None
+        version = read_version(before)
+        progress(f"waiting until all pods hold {version}")
+        try:
+            self._wait_for_stable(self._with_minimum(before), str(version), progress)
+        except BaseException:
+            if is_half_way(before):
+                progress("going back to the version before")
+                self._put_back(before)
+            raise
+
+    def _with_minimum(self, body: Object) -> Object:
+        """The autoscaler brings no pod back where there is none, and takes its time where there are too few."""
+        least = self._aks.min_replicas
+        if body["spec"].get("replicas", 1) < least:
+            self._cluster.scale(body["metadata"]["name"], least)
+            return {**body, "spec": {**body["spec"], "replicas": least}}
+        return body
+
     def _deploy(self, wanted: Version, previous: Version | None, verify: Verify, progress: Progress) -> None:
         """Ask ``wanted`` in a pod of its own, then replace what serves, pod by pod."""
         self._prepare()
         current = read_version(self._stable())
-        if wanted.same_as(previous):
-            previous = read_version(self._stable(), PREVIOUS)
         try:
             self._question(wanted, verify, progress)
             self._replace_stable(wanted, previous, progress)
@@ -272,7 +311,7 @@ class AksTarget:
     def _replace_stable(self, wanted: Version, previous: Version | None, progress: Progress) -> None:
         before = self._stable()
         body = deployment(self._settings, wanted.serving_now(), STABLE, previous)
-        applied = self._cluster.apply(body, force=self._aks.take_over)
+        applied = self._with_minimum(self._cluster.apply(body, force=self._aks.take_over))
         progress(f"rolling {wanted} out")
         rollout = Rollout(self._cluster, applied, self._mask())
         try:
@@ -300,7 +339,7 @@ class AksTarget:
 
     def _put_back(self, before: Object | None) -> None:
         """The Deployment as it was. Its pods were never all gone, so this is quick."""
-        current, previous = read_version(before), read_version(before, PREVIOUS)
+        current, previous = _held_by_all(before)
         if current is None:
             self._cluster.delete(*_APPS, track_name(self._settings, STABLE))
         else:
@@ -322,7 +361,8 @@ class AksTarget:
             # The share holds as long as the numbers of pods do.
             self._apply_range(share.stable, share.stable)
             self._cluster.scale(track_name(self._settings, STABLE), share.stable)
-            self._wait_for_stable(progress)
+            if stable := self._stable():
+                self._wait_for_stable(stable, "the serving version", progress)
             body = deployment(self._settings, wanted.serving_now(), CANARY)
             body["metadata"]["annotations"][canaries.SHARE] = f"{share.percent:.1f}"
             body["metadata"]["annotations"][canaries.BASELINE] = canaries.baseline(
@@ -341,11 +381,9 @@ class AksTarget:
             self._cluster.delete(*_APPS, track_name(self._settings, CANDIDATE))
         progress(f"{wanted} gets {share.percent:.1f} % of the traffic: {share.canary} of {share.total} pods")
 
-    def _wait_for_stable(self, progress: Progress) -> None:
-        stable = self._stable()
-        if stable is not None:
-            timeout = self._rollout_timeout(stable)
-            Rollout(self._cluster, stable, self._mask()).wait("the serving version", timeout, progress)
+    def _wait_for_stable(self, stable: Object, what: str, progress: Progress) -> None:
+        timeout = self._rollout_timeout(stable)
+        Rollout(self._cluster, stable, self._mask()).wait(what, timeout, progress)
 
     def _end_canary(self, progress: Progress) -> None:
         self._cluster.delete(*_APPS, track_name(self._settings, CANARY))
@@ -383,6 +421,8 @@ class AksTarget:
     def _state(self, stable: Object) -> str:
         if not stable.get("status", {}).get("availableReplicas", 0):
             return "down: no pod is ready; see inv logs --target aks"
+        if missing := shortfall(stable, 1):
+            return f"rolling out: {missing} {read_version(stable)}"
         canary = self._canary()
         version = read_version(canary)
         if canary is None or version is None:
@@ -504,6 +544,24 @@ class AksTarget:
         patience = 3 * self._aks.startup_timeout
         with lease.held(self._cluster, f"{self._aks.name}-deployment", progress, patience=patience):
             yield
+
+
+def _held_by_all(stable: Object | None) -> tuple[Version | None, Version | None]:
+    """The version that every pod holds or held, and the one before it.
+
+    A rollout that was killed half-way has written its version down, but what serves, and is worth going back to, is
+    still the version before.
+    """
+    current, previous = read_version(stable), read_version(stable, PREVIOUS)
+    if stable and previous and is_half_way(stable):
+        return previous, None
+    return current, previous
+
+
+def _before(wanted: Version, stable: Object | None) -> Version | None:
+    """What a rollback would bring back once ``wanted`` serves."""
+    current, previous = _held_by_all(stable)
+    return previous if wanted.same_as(current) else current
 
 
 def _names(pods: Sequence[Object]) -> set[str]:

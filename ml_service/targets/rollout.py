@@ -104,6 +104,22 @@ class Rollout:
         return [f"{event['reason']}: {event.get('message', '')[:300]}" for event in events if event["type"] != "Normal"]
 
 
+def is_half_way(deployment: Object) -> bool:
+    """Whether pods of a version before are still there."""
+    status = deployment.get("status", {})
+    return bool(status.get("replicas", 0) > status.get("updatedReplicas", 0))
+
+
+def shortfall(deployment: Object, least: int) -> str:
+    """``0 of 1 pods hold`` while pods of a version before remain or fewer than ``least`` new ones are ready; else empty."""
+    status, wanted = deployment.get("status", {}), max(deployment["spec"].get("replicas", 1), least)
+    old = status.get("replicas", 0) - status.get("updatedReplicas", 0)
+    # Those before are kept available until others replace them, so the rest of the available ones is new.
+    ready = max(0, status.get("availableReplicas", 0) - old)
+    is_short = is_half_way(deployment) or ready < least or not _is_observed(deployment)
+    return f"{min(ready, wanted)} of {wanted} pods hold" if is_short else ""
+
+
 def _is_observed(deployment: Object) -> bool:
     seen = deployment.get("status", {}).get("observedGeneration", 0)
     return bool(seen >= deployment["metadata"]["generation"])

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from ml_service.config import Settings
-from ml_service.errors import UnhealthyError
+from ml_service.errors import UnavailableError, UnhealthyError
 from ml_service.ports import Endpoint, Release, Status
 from ml_service.targets import aks, aks_canary, rollout
 from ml_service.targets.aks import AksTarget
+from ml_service.targets.aks_versions import STABLE, Version, deployment, read_version
 from tests.fake_kubernetes import FakeKubernetes
 from tests.fakes import make_release
 
@@ -33,9 +34,13 @@ class World:
 
     def target(self, **variables: str) -> AksTarget:
         """A new view of the same cluster, as another task has it."""
-        defaults = {"AKS_DEPLOYMENT_NAME": NAME, "AKS_SERVICE_TYPE": "ClusterIP", "AKS_STARTUP_TIMEOUT": "1"}
-        env = {"MLOPS_HOME": str(self._directory / "home"), **defaults, **variables}
-        return AksTarget(Settings.from_env(env, ROOT), self.api.cluster())
+        return AksTarget(self.settings(**variables), self.api.cluster())
+
+    def settings(self, **variables: str) -> Settings:
+        """Settings that name a deployment of the cluster."""
+        defaults = {"AKS_DEPLOYMENT_NAME": NAME, "AKS_SERVICE_TYPE": "ClusterIP", "AKS_STARTUP_TIMEOUT": "5"}
+        env = {"MLOPS_HOME": str(self._directory / "home"), "AKS_DRAIN_SECONDS": "1", **defaults, **variables}
+        return Settings.from_env(env, ROOT)
 
     def release(self, version: str) -> Release:
         """A release with an image that was pushed."""
@@ -55,6 +60,12 @@ class World:
     def object(self, plural: str, name: str = NAME) -> Any:
         """An object of the cluster, or None."""
         return self.api.objects.get((plural, name))
+
+    def serving(self) -> tuple[str, str | None]:
+        """The versions that a status names: what serves, and what served before."""
+        status = self.target().status()
+        assert status is not None
+        return status.model["version"], status.previous["version"] if status.previous else None
 
     def state(self) -> str:
         """What a status says."""
@@ -116,3 +127,86 @@ def restarted(pod: Any) -> None:
     pod["status"]["containerStatuses"][0].update(
         restartCount=1, lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     )
+
+
+def killed_in_its_rollout(world: World, version: str, **variables: str) -> Release:
+    """Deploy a version whose pods do not get ready, and be killed meanwhile: nobody goes back."""
+    release = world.release(version)
+    world.api.broken.add(f"toy:{version}")
+    settings, before = world.settings(**variables), read_version(world.object("deployments"))
+    body = deployment(settings, Version.of(release, settings), STABLE, before)
+    world.api.cluster().apply(body)
+    return release
+
+
+class TestHalfDone:
+    """What a killed deployment or a hand left half done is told, planned and ended; never reported as done."""
+
+    def test_a_rollout_that_was_killed_is_no_success(self, world: World) -> None:
+        """Status says how far it came, and deploying the same again waits for it."""
+        world.deploy(world.release("1"))
+        second = killed_in_its_rollout(world, "2")
+        assert world.state() == "rolling out: 0 of 1 pods hold toy version 2"
+        assert world.steps(second) == [("restore", "Deployment toy: 0 of 1 pods hold toy version 2")]
+        world.api.broken.clear()
+        assert world.deploy(second).state == "serving"
+        assert world.steps(second) == []
+
+    def test_half_a_rollout_that_cannot_be_ended_is_taken_back(self, world: World) -> None:
+        """As the killed deployment would have done it: the version whose pods still serve is the one written down."""
+        world.deploy(world.release("1"), AKS_STARTUP_TIMEOUT="1")
+        second = killed_in_its_rollout(world, "2", AKS_STARTUP_TIMEOUT="1")
+        with pytest.raises(UnhealthyError, match="toy version 2 did not come up"):
+            world.deploy(second, AKS_STARTUP_TIMEOUT="1")
+        assert world.serving() == ("1", None)
+
+    def test_what_never_served_is_not_what_a_rollback_brings_back(self, world: World) -> None:
+        """The next version's ``previous`` is the one whose pods served."""
+        world.deploy(world.release("1"))
+        killed_in_its_rollout(world, "2")
+        world.deploy(world.release("3"))
+        assert world.serving() == ("3", "1")
+
+    def test_the_version_that_still_serves_is_deployed_again(self, world: World) -> None:
+        """It is not its own predecessor."""
+        first = world.release("1")
+        world.deploy(first)
+        killed_in_its_rollout(world, "2")
+        world.deploy(first)
+        assert world.serving() == ("1", None)
+
+    def test_a_deployment_scaled_to_nothing_comes_back(self, world: World) -> None:
+        """The autoscaler leaves it at no pods, so the deployment brings back the least number."""
+        release = world.release("1")
+        world.deploy(release, AKS_MIN_REPLICAS="2")
+        world.api.cluster().scale(NAME, 0)
+        assert world.state().startswith("down")
+        expected = [("restore", "Deployment toy: 0 of 2 pods hold toy version 1")]
+        assert world.steps(release, AKS_MIN_REPLICAS="2") == expected
+        world.deploy(release, AKS_MIN_REPLICAS="2")
+        assert (world.state(), len(world.api.pods("stable"))) == ("serving", 2)
+
+
+class TestNoMoreThanPlanned:
+    """``apply`` performs exactly the plan's steps."""
+
+    def test_a_new_host_replaces_no_pod(self, world: World) -> None:
+        """The plan is an Ingress and a Service; the pods stay, and no candidate is started."""
+        release = world.release("1")
+        world.deploy(release)
+        pods = world.api.pods("stable")
+        world.api.writes.clear()
+        assert [action for action, _ in world.steps(release, AKS_HOST="model.example.com")] == ["create"]
+        world.deploy(release, AKS_HOST="model.example.com")
+        assert world.api.pods("stable") == pods
+        assert not [path for _, path in world.api.writes if path.startswith("deployments")]
+
+    def test_a_plan_that_another_deployment_overtook_is_refused(self, world: World) -> None:
+        """Nobody is told that his version serves when another one does."""
+        first = world.release("1")
+        world.deploy(first)
+        target = world.target(AKS_HOST="model.example.com")
+        plan = target.plan(first)
+        world.deploy(world.release("2"))
+        with pytest.raises(UnavailableError, match="since this one was planned"):
+            target.apply(plan, no_question, print)
