@@ -63,9 +63,10 @@ class AksTarget:
         signing.check(self._settings, release)
         wanted = Version.of(release, self._settings)
         self._refuse_during_canary()
+        left = self._left_canary_steps()
         if canary_percent is not None:
-            return Plan(self.name, release, self._canary_steps(wanted, canary_percent), canary_percent)
-        return Plan(self.name, release, self._steps(wanted))
+            return Plan(self.name, release, left + self._canary_steps(wanted, canary_percent), canary_percent)
+        return Plan(self.name, release, left + self._steps(wanted))
 
     def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status:
         """See Target 2, 3 and 4."""
@@ -75,6 +76,8 @@ class AksTarget:
             self._packages.add(plan.release)
             with self._changing(progress):
                 self._refuse_during_canary()
+                if self._canary() is not None:
+                    self._end_canary(progress)
                 if plan.canary_percent is not None:
                     self._start_canary(wanted, plan.canary_percent, verify, progress)
                 else:
@@ -128,7 +131,7 @@ class AksTarget:
         with self._changing(progress):
             running = self._canary()
             version = read_version(running)
-            if running is None or version is None:
+            if running is None or version is None or not _is_ready(running):
                 raise UsageError(
                     "there is no canary to promote", where=_HERE, next_step="run: inv deploy --target aks --canary 10"
                 )
@@ -374,6 +377,8 @@ class AksTarget:
             rollout.wait(str(wanted), self._rollout_timeout(applied), progress)
             pods = _names(rollout.pods())
             self._wait_for_routes(lambda led: pods <= led)
+            body["metadata"]["annotations"][canaries.READY] = "yes"
+            self._cluster.apply(body, force=True)
         except BaseException:
             self._end_canary(progress)
             raise
@@ -398,8 +403,13 @@ class AksTarget:
     def _canary(self) -> Object | None:
         return self._cluster.get(*_APPS, track_name(self._settings, CANARY))
 
+    def _left_canary_steps(self) -> list[Step]:
+        left = self._canary()
+        return [Step("delete", f"Deployment {left['metadata']['name']}: a canary that never began")] if left else []
+
     def _refuse_during_canary(self) -> None:
-        if self._canary() is not None:
+        """One whose start was killed got its pods, but never its share: the next deployment removes it."""
+        if _is_ready(self._canary()):
             raise UsageError(
                 "a canary is running",
                 where=_HERE,
@@ -427,6 +437,8 @@ class AksTarget:
         version = read_version(canary)
         if canary is None or version is None:
             return "serving"
+        if not _is_ready(canary):
+            return f"serving; a canary of {version} starts, or was killed: the next deployment removes it"
         percent = canary["metadata"]["annotations"].get(canaries.SHARE, "?")
         return f"serving; canary: {version} gets {percent} % of the traffic"
 
@@ -562,6 +574,10 @@ def _before(wanted: Version, stable: Object | None) -> Version | None:
     """What a rollback would bring back once ``wanted`` serves."""
     current, previous = _held_by_all(stable)
     return previous if wanted.same_as(current) else current
+
+
+def _is_ready(canary: Object | None) -> bool:
+    return canary is not None and canaries.READY in canary["metadata"].get("annotations", {})
 
 
 def _names(pods: Sequence[Object]) -> set[str]:

@@ -21,6 +21,8 @@ from ml_service.targets.cluster import Cluster, Object
 from ml_service.targets.port_forward import forwarded
 
 SHARE, BASELINE = "mlops/canary-percent", "mlops/canary-baseline"
+READY = "mlops/canary-ready"
+"""Written last, when the share is reached: without it the start of the canary is under way, or was killed."""
 
 TOLERANCE = 5.0
 """Points that the share reached may differ from the one asked for."""

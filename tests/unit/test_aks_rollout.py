@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ml_service.config import Settings
-from ml_service.errors import UnavailableError, UnhealthyError
+from ml_service.errors import UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Status
 from ml_service.targets import aks, aks_canary, rollout
 from ml_service.targets.aks import AksTarget
@@ -210,3 +210,30 @@ class TestNoMoreThanPlanned:
         world.deploy(world.release("2"))
         with pytest.raises(UnavailableError, match="since this one was planned"):
             target.apply(plan, no_question, print)
+
+
+class TestCanary:
+    """A canary counts from the moment at which its share is reached."""
+
+    def test_a_canary_that_was_killed_at_its_start_blocks_nothing(self, world: World) -> None:
+        """Status quotes no share, promote has nothing, and the next deployment removes it and serves."""
+        world.deploy(world.release("1"))
+        world.deploy(world.release("2"), canary=50)
+        del world.object("deployments", "toy-canary")["metadata"]["annotations"][aks_canary.READY]
+        assert world.state() == (
+            "serving; a canary of toy version 2 starts, or was killed: the next deployment removes it"
+        )
+        with pytest.raises(UsageError, match="no canary to promote"):
+            world.target().promote(print)
+        third = world.release("3")
+        assert world.steps(third)[0] == ("delete", "Deployment toy-canary: a canary that never began")
+        assert world.deploy(third).state == "serving"
+        assert world.serving() == ("3", "1")
+        assert world.api.pods("canary") == []
+
+    def test_a_running_canary_still_blocks(self, world: World) -> None:
+        """It has to be ended first, one way or the other."""
+        world.deploy(world.release("1"))
+        world.deploy(world.release("2"), canary=50)
+        with pytest.raises(UsageError, match="a canary is running"):
+            world.steps(world.release("3"))
