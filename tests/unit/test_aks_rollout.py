@@ -237,3 +237,12 @@ class TestCanary:
         world.deploy(world.release("2"), canary=50)
         with pytest.raises(UsageError, match="a canary is running"):
             world.steps(world.release("3"))
+
+    def test_a_candidate_that_crashed_is_not_promoted(self, world: World) -> None:
+        """A crash answers nobody and is counted nowhere, so restarts are looked at, before all figures."""
+        world.deploy(world.release("1"))
+        world.deploy(world.release("2"), canary=50)
+        restarted(world.api.pods("canary")[0])
+        with pytest.raises(UnhealthyError, match=r"restarts: 1"):
+            world.target().promote(print)
+        assert world.serving() == ("1", None)
