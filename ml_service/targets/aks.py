@@ -39,6 +39,7 @@ _ROUTERS_FOLLOW = 1.0
 """Seconds: kube-proxy writes its rules at most once a second."""
 
 _APPS = ("apps/v1", "Deployment")
+_INGRESS = ("networking.k8s.io/v1", "Ingress")
 
 
 class AksTarget:
@@ -147,8 +148,7 @@ class AksTarget:
             progress("removing everything that belongs to the deployment")
             for track in (CANARY, CANDIDATE, STABLE):
                 self._cluster.delete(*_APPS, track_name(self._settings, track))
-            for body in self._around(self._replica_range()):
-                self._cluster.delete(body["apiVersion"], body["kind"], body["metadata"]["name"])
+            self._remove_surroundings()
             self._cluster.delete("v1", "Secret", self._secret_name)
             self._wait_until_gone(progress)
             self._packages.keep_only(())
@@ -190,6 +190,8 @@ class AksTarget:
         stable = self._stable()
         current = read_version(stable)
         steps = [step for body in self._around(self._replica_range()) if (step := self._step(body))]
+        if not self._aks.host and self._has_ingress():
+            steps.append(Step("delete", f"Ingress {self._aks.name}: AKS_HOST is not set"))
         if self._cluster.get("v1", "Secret", self._secret_name) is None:
             steps.append(Step("create", f"Secret {self._secret_name}, with two new keys"))
         same = wanted.same_as(current)
@@ -286,6 +288,8 @@ class AksTarget:
         """Everything around the Deployments; what is as it should be stays as it is."""
         for body in self._around(self._replica_range()):
             self._cluster.apply(body, force=self._aks.take_over)
+        if not self._aks.host:
+            self._remove_ingress()
         with suppress(Conflict):
             if self._cluster.get("v1", "Secret", self._secret_name) is None:
                 self._cluster.create(self._new_secret())
@@ -461,6 +465,18 @@ class AksTarget:
     def _remove_surroundings(self) -> None:
         for body in self._around(self._replica_range()):
             self._cluster.delete(body["apiVersion"], body["kind"], body["metadata"]["name"])
+        self._remove_ingress()
+
+    def _has_ingress(self) -> bool:
+        """Whether there is an Ingress that we made, whatever the settings say now."""
+        if not self._cluster.serves(_INGRESS[0]):
+            return False
+        found = self._cluster.get(*_INGRESS, self._aks.name) or {"metadata": {}}
+        return bool(found["metadata"].get("labels", {}).get("app.kubernetes.io/managed-by") == "mlops-tasks")
+
+    def _remove_ingress(self) -> None:
+        if self._has_ingress():
+            self._cluster.delete(*_INGRESS, self._aks.name)
 
     def _pods(self) -> Sequence[Object]:
         return self._cluster.list("v1", "Pod", labelSelector=f"app.kubernetes.io/name={self._aks.name}")

@@ -246,3 +246,59 @@ class TestCanary:
         with pytest.raises(UnhealthyError, match=r"restarts: 1"):
             world.target().promote(print)
         assert world.serving() == ("1", None)
+
+
+class TestIngress:
+    """The way in by a host goes when the host does, whatever the settings of the task that removes it."""
+
+    def test_a_deployment_without_host_plans_to_remove_it(self, world: World) -> None:
+        """A route that nobody configured any more is not left open."""
+        release = world.release("1")
+        world.deploy(release, AKS_HOST="model.example.com")
+        assert world.steps(release) == [("delete", "Ingress toy: AKS_HOST is not set")]
+        world.deploy(release)
+        assert world.object("ingresses") is None
+        assert world.steps(release) == []
+
+    def test_undeploy_removes_it_without_knowing_the_host(self, world: World) -> None:
+        """Nothing of the deployment is left."""
+        world.deploy(world.release("1"), AKS_HOST="model.example.com")
+        world.target().undeploy(print)
+        assert world.api.objects == {}
+
+    def test_an_ingress_of_somebody_else_stays(self, world: World) -> None:
+        """Its name alone makes it not ours."""
+        world.deploy(world.release("1"))
+        world.api.objects[("ingresses", NAME)] = {"metadata": {"name": NAME, "labels": {}}}
+        world.target().undeploy(print)
+        assert list(world.api.objects) == [("ingresses", NAME)]
+
+
+class TestNewestVersions:
+    """Today's clusters serve what the old one in the tests does not."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> World:
+        return World(tmp_path, "autoscaling/v2", "policy/v1", "policy/v1beta1")
+
+    def test_the_autoscaler_aims_at_the_utilization_by_autoscaling_v2(self, world: World) -> None:
+        """Numbers are numbers, and no field of the version before is left."""
+        world.deploy(world.release("1"), AKS_MIN_REPLICAS="2", AKS_MAX_REPLICAS="7", AKS_TARGET_UTILIZATION="55")
+        found = world.object("horizontalpodautoscalers")
+        assert found["apiVersion"] == "autoscaling/v2"
+        target = {"type": "Utilization", "averageUtilization": 55}
+        assert found["spec"] == {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": NAME},
+            "minReplicas": 2,
+            "maxReplicas": 7,
+            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+        }
+
+    def test_a_drained_node_takes_one_pod_at_a_time_by_policy_v1(self, world: World) -> None:
+        """The newest one that is served is used, and it selects the pods that serve."""
+        world.deploy(world.release("1"))
+        found = world.object("poddisruptionbudgets")
+        assert found["apiVersion"] == "policy/v1"
+        selected = {"app.kubernetes.io/name": NAME, "mlops/serves": "yes"}
+        assert found["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": selected}}
+        assert selected.items() <= world.api.pods("stable")[0]["metadata"]["labels"].items()
