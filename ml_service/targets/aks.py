@@ -30,7 +30,7 @@ from ml_service.targets.cluster import Cluster, Conflict, Object
 from ml_service.targets.manifests import difference
 from ml_service.targets.package_store import PackageStore
 from ml_service.targets.port_forward import forwarded
-from ml_service.targets.rollout import Rollout, is_half_way, shortfall
+from ml_service.targets.rollout import Rollout, is_half_way, last_lines, shortfall
 
 _HERE = "target aks"
 _PORT = 8080
@@ -154,15 +154,14 @@ class AksTarget:
             self._packages.keep_only(())
 
     def logs(self, lines: int) -> Sequence[str]:
-        """See Target 7: of all pods, each line with its pod."""
+        """See Target 7: of all pods by time, each line with its pod."""
         if lines <= 0:
             return []
         mask = self._mask()
-        found: list[str] = []
-        for pod in self._pods():
-            name = pod["metadata"]["name"]
-            found += [f"{name} {mask(line)}" for line in self._cluster.log(name, lines)]
-        return found[-lines:]
+        names = [pod["metadata"]["name"] for pod in self._pods()]
+        found = [(name, *line.partition(" ")) for name in names for line in self._cluster.log(name, lines, stamped=True)]
+        found.sort(key=lambda one: _moment(one[1]))
+        return [f"{name} {mask(text)}" for name, _, _, text in found[-lines:]]
 
     def keys(self) -> Keys:
         """See Target 7."""
@@ -308,7 +307,7 @@ class AksTarget:
                 if isinstance(error, MlopsError) and not isinstance(error, UnhealthyError):
                     raise
                 why = error.what if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
-                lines = "".join(f"\n  | {self._mask()(line)}" for line in self._cluster.log(pod, 15))
+                lines = "".join(f"\n  | {self._mask()(line)}" for line in last_lines(self._cluster, pod, 15))
                 raise UnhealthyError(
                     f"{wanted} was up, but did not pass: {why}\nlast that it said:{lines or ' nothing'}",
                     where=_HERE,
@@ -594,6 +593,12 @@ def _before(wanted: Version, stable: Object | None) -> Version | None:
 
 def _is_ready(canary: Object | None) -> bool:
     return canary is not None and canaries.READY in canary["metadata"].get("annotations", {})
+
+
+def _moment(stamp: str) -> tuple[str, str]:
+    """What a log's times are sorted by; their fractions have as many digits as they need."""
+    seconds, _, fraction = stamp.rstrip("Z").partition(".")
+    return seconds, fraction.ljust(9, "0")
 
 
 def _names(pods: Sequence[Object]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ml_service.errors import UnhealthyError
+from ml_service.errors import MlopsError, UnhealthyError
 from ml_service.ports import Progress
 from ml_service.targets.cluster import Cluster, Object
 
@@ -95,13 +95,23 @@ class Rollout:
         for pod in self.pods()[:2]:
             name = pod["metadata"]["name"]
             said += [f"  event  {line}" for line in self._events(name)]
-            lines = [*self._cluster.log(name, _LAST_LINES, previous=True), *self._cluster.log(name, _LAST_LINES)]
-            said += [f"  | {self._mask(line)}" for line in lines[-_LAST_LINES:]]
+            said += [f"  | {self._mask(line)}" for line in last_lines(self._cluster, name, _LAST_LINES)]
         return UnhealthyError("\n".join(said), where=f"Deployment {self._name}", next_step="see: inv logs --target aks")
 
     def _events(self, pod: str) -> list[str]:
         events = self._cluster.list("v1", "Event", fieldSelector=f"involvedObject.name={pod}")
         return [f"{event['reason']}: {event.get('message', '')[:300]}" for event in events if event["type"] != "Normal"]
+
+
+def last_lines(cluster: Cluster, pod: str, lines: int) -> Sequence[str]:
+    """What a pod said last, its process before included. What cannot be read hides no failure that is being told."""
+    found: list[str] = []
+    for previous in (True, False):
+        try:
+            found += cluster.log(pod, lines, previous=previous)
+        except MlopsError as error:
+            found.append(f"(its log cannot be read: {error.what})")
+    return found[-lines:]
 
 
 def is_half_way(deployment: Object) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ml_service.config import Settings
-from ml_service.errors import UnavailableError, UnhealthyError, UsageError
+from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Status
 from ml_service.targets import aks, aks_canary, rollout
 from ml_service.targets.aks import AksTarget
@@ -302,3 +302,67 @@ class TestNewestVersions:
         selected = {"app.kubernetes.io/name": NAME, "mlops/serves": "yes"}
         assert found["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": selected}}
         assert selected.items() <= world.api.pods("stable")[0]["metadata"]["labels"].items()
+
+
+class TestLogs:
+    """The last lines of the service, not of one pod."""
+
+    def test_lines_of_all_pods_are_merged_by_time(self, world: World) -> None:
+        """Times have fractions of any length; each line tells its pod and not its time."""
+        world.deploy(world.release("1"), AKS_MIN_REPLICAS="2")
+        one, two = (pod["metadata"]["name"] for pod in world.api.pods("stable"))
+        world.api.logs = {
+            one: "2026-01-01T00:00:01.1Z first\n2026-01-01T00:00:03Z third\n",
+            two: "2026-01-01T00:00:01.12Z second\n2026-01-01T00:00:04.000000001Z fourth line\n",
+        }
+        assert world.target().logs(3) == [f"{two} second", f"{one} third", f"{two} fourth line"]
+
+    def test_no_right_to_read_them_is_said(self, world: World) -> None:
+        """No lines would look like pods that say nothing."""
+        world.deploy(world.release("1"))
+        world.api.refused["/log"] = 403
+        with pytest.raises(UnavailableError, match=r"(?s)refused.*docs/aks\.md"):
+            world.target().logs(10)
+
+    def test_a_pod_that_has_not_started_has_none(self, world: World) -> None:
+        """That is no failure, and neither is a pod that is gone by now."""
+        world.deploy(world.release("1"))
+        for status in (400, 404):
+            world.api.refused["/log"] = status
+            assert world.target().logs(10) == []
+
+    def test_a_failure_is_told_without_the_right_to_read_logs(self, world: World) -> None:
+        """The message of the rollout is not replaced by the one about the logs."""
+        world.api.broken.add("toy:1")
+        world.api.refused["/log"] = 403
+        with pytest.raises(UnhealthyError, match=r"(?s)did not come up.*its log cannot be read"):
+            world.deploy(world.release("1"), AKS_STARTUP_TIMEOUT="1")
+
+
+class TestEndOfAPod:
+    """A pod that is replaced ends what it works on."""
+
+    @pytest.mark.parametrize(
+        ("variables", "drain", "termination"),
+        [
+            ({}, "31", 39),
+            ({"AKS_SCORING_TIMEOUT_MS": "60000"}, "61", 69),
+            ({"AKS_SCORING_TIMEOUT_MS": "1500"}, "9", 17),
+            ({"SCORING_TIMEOUT": "45.5"}, "46.5", 55),
+            ({"SCORING_DRAIN_TIMEOUT": "60"}, "60", 68),
+        ],
+    )
+    def test_it_has_the_whole_scoring_timeout(
+        self, world: World, variables: dict[str, str], drain: str, termination: int
+    ) -> None:
+        """The server is told, and the cluster waits for it: routers' second, the drain, and 7 seconds to spare."""
+        world.deploy(world.release("1"), **variables)
+        spec = world.object("deployments")["spec"]["template"]["spec"]
+        environment = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+        assert environment["SCORING_DRAIN_TIMEOUT"] == drain
+        assert spec["terminationGracePeriodSeconds"] == termination
+
+    def test_what_is_no_number_is_said_before_a_pod_says_it(self, world: World) -> None:
+        """It names the setting."""
+        with pytest.raises(ConfigurationError, match="SCORING_TIMEOUT: is not a number: 'soon'"):
+            world.steps(world.release("1"), SCORING_TIMEOUT="soon")
