@@ -2,7 +2,8 @@
 
 It is there for what a real cluster shows only after long waiting, or not at all when it is old. Pods are objects without
 processes; they get ready soon, unless their model is in ``broken``. Those of models in ``restarts`` have been started
-again. ``refused`` maps a part of a path to the status that is answered.
+again. ``refused`` maps a part of a path to the status that is answered; ``denied`` are resources that
+a review of rights denies.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class FakeKubernetes:
         self.restarts: set[str] = set()
         self.refused: dict[str, int] = {}
         self.logs: dict[str, str] = {}
+        self.denied: set[str] = set()
+        self.called: set[tuple[str, str]] = set()
         self.asked: list[tuple[str, str, str]] = []
         self.writes: list[tuple[str, str]] = []
         self._applied: dict[tuple[str, str], Object] = {}
@@ -79,10 +82,11 @@ class FakeKubernetes:
     def _review(self, asked: Mapping[str, str]) -> Object:
         resource = "/".join(filter(None, (asked["resource"], asked["subresource"])))
         self.asked.append((asked["verb"], asked["group"], resource))
-        return {"status": {"allowed": resource not in self.refused}}
+        return {"status": {"allowed": resource not in self.denied}}
 
     def _on_object(self, method: str, key: tuple[str, str], part: str, query: dict[str, str], body: Any) -> Any:
         self._control()
+        self._note(method, key, part)
         if method == "GET":
             return self._read(key, part, query)
         if query.get("dryRun"):
@@ -91,6 +95,14 @@ class FakeKubernetes:
         status, answer = self._write(method, key, part, body)
         self._control()
         return status, copy.deepcopy(self.objects.get(key, answer))
+
+    def _note(self, method: str, key: tuple[str, str], part: str) -> None:
+        """The rights that a call needs: to apply what is not there is to create it, dry run or not."""
+        verbs = {"POST": "create", "PUT": "update", "DELETE": "delete", "PATCH": "patch"}
+        resource = "/".join(filter(None, (key[0], part)))
+        self.called.add((verbs.get(method) or ("get" if key[1] else "list"), resource))
+        if method == "PATCH" and key not in self.objects:
+            self.called.add(("create", resource))
 
     def _read(self, key: tuple[str, str], part: str, query: dict[str, str]) -> tuple[int, Any]:
         plural, name = key

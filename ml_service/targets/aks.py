@@ -14,7 +14,7 @@ from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets import aks_canary as canaries
-from ml_service.targets import aks_credentials, key_file, lease, signing
+from ml_service.targets import aks_credentials, aks_rights, key_file, lease, signing
 from ml_service.targets.aks_versions import (
     CANARY,
     CANDIDATE,
@@ -175,7 +175,7 @@ class AksTarget:
             cluster = self._cluster
             versions = [api for api in ("autoscaling/v2", "policy/v1") if cluster.serves(api)]
             self._around(self._replica_range())
-            rights = self._missing_rights()
+            rights = aks_rights.missing(cluster)
         except MlopsError as error:
             return [Finding("cluster", False, str(error.what), error.next_step)]
         return [
@@ -510,15 +510,6 @@ class AksTarget:
         if kind == "NodePort":
             return f"http://{self._cluster.host}:{service['spec']['ports'][0]['nodePort']}"
         return f"http://{service['spec'].get('clusterIP', 'pending')}"
-
-    def _missing_rights(self) -> list[str]:
-        wanted = [("patch", "apps", "deployments"), ("patch", "", "services"), ("create", "", "secrets")]
-        wanted += [("create", "coordination.k8s.io", "leases"), ("create", "", "pods/portforward")]
-        return [f"{verb} {resource}" for verb, group, resource in wanted if not self._may(verb, group, resource)]
-
-    def _may(self, verb: str, group: str, resource: str) -> bool:
-        name, _, part = resource.partition("/")
-        return self._cluster.may(verb, group, name, part)
 
     # Keys.
 

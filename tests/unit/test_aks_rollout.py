@@ -13,7 +13,7 @@ import pytest
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Status
-from ml_service.targets import aks, aks_canary, rollout
+from ml_service.targets import aks, aks_canary, aks_rights, rollout
 from ml_service.targets.aks import AksTarget
 from ml_service.targets.aks_versions import STABLE, Version, deployment, read_version
 from tests.fake_kubernetes import FakeKubernetes
@@ -366,3 +366,37 @@ class TestEndOfAPod:
         """It names the setting."""
         with pytest.raises(ConfigurationError, match="SCORING_TIMEOUT: is not a number: 'soon'"):
             world.steps(world.release("1"), SCORING_TIMEOUT="soon")
+
+
+class TestRights:
+    """What doctor checks is what the guide lists, and what a deployment calls."""
+
+    def test_doctor_names_each_right_that_is_missing(self, world: World) -> None:
+        """Also one that is needed only when something goes wrong."""
+        world.api.denied.add("pods/log")
+        findings = {finding.subject: finding for finding in world.target().diagnose()}
+        assert (findings["rights"].ok, findings["rights"].detail) == (False, "missing: get pods/log")
+
+    def test_the_guide_lists_what_doctor_checks(self, world: World) -> None:
+        """A role made by the guide is enough for doctor, and no more than it asks for."""
+        world.target().diagnose()
+        asked: dict[tuple[str, str], list[str]] = {}
+        for verb, group, resource in world.api.asked:
+            asked.setdefault((group or "core", resource), []).append(verb)
+        text = (ROOT / "docs" / "aks.md").read_text(encoding="utf-8").partition("## Rights")[2].partition("\n## ")[0]
+        rows = [[cell.replace("`", "").strip() for cell in row.split("|")[1:4]] for row in text.splitlines()]
+        listed = {(row[0], row[1]): row[2].split(", ") for row in rows if len(row) == 3}
+        assert {key: verbs for key, verbs in listed.items() if key[0] not in ("group", "---")} == asked
+
+    def test_no_call_needs_a_right_that_is_not_listed(self, world: World) -> None:
+        """A whole life: deployment, canary and its end, rollback, logs, removal."""
+        world.deploy(world.release("1"), AKS_HOST="model.example.com")
+        second = world.release("2")
+        world.deploy(second, canary=50)
+        world.target().rollback(no_question, print)
+        world.deploy(second)
+        world.target().rollback(no_question, print)
+        world.target().logs(10)
+        world.target().undeploy(print)
+        allowed = {(verb, resource) for _, resource, verbs in aks_rights.RIGHTS for verb in verbs}
+        assert world.api.called - allowed == set()
