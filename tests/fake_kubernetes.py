@@ -1,9 +1,9 @@
 """A Kubernetes API in memory, behind the seam where the official client is: server-side apply, rollouts, autoscaler.
 
-It is there for what a real cluster shows only after long waiting, or not at all when it is old. Pods are objects without
-processes; they get ready soon, unless their model is in ``broken``. Those of models in ``restarts`` have been started
-again. ``refused`` maps a part of a path to the status that is answered; ``denied`` are resources that
-a review of rights denies.
+It is there for what a real cluster shows only after long waiting, or not at all when it is old. Pods are objects
+without processes; they get ready soon, unless their model is in ``broken``. Those of models in ``restarts`` have been
+started again. ``refused`` maps a part of a path to the status that is answered; ``denied`` are resources that a review
+of rights denies.
 """
 
 from __future__ import annotations

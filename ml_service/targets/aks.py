@@ -159,7 +159,8 @@ class AksTarget:
             return []
         mask = self._mask()
         names = [pod["metadata"]["name"] for pod in self._pods()]
-        found = [(name, *line.partition(" ")) for name in names for line in self._cluster.log(name, lines, stamped=True)]
+        logs = {name: self._cluster.log(name, lines, stamped=True) for name in names}
+        found = [(name, *line.partition(" ")) for name, said in logs.items() for line in said]
         found.sort(key=lambda one: _moment(one[1]))
         return [f"{name} {mask(text)}" for name, _, _, text in found[-lines:]]
 
@@ -248,7 +249,7 @@ class AksTarget:
     def _restore(self, progress: Progress) -> None:
         """End what a killed deployment left half done, or bring back pods that are gone.
 
-        When half of it cannot be ended, the version that all pods held is put back, as the killed deployment would have.
+        Half a rollout that cannot be ended is taken back, as the killed deployment would have done.
         """
         before = self._stable()
         assert before is not None

@@ -170,4 +170,5 @@ def _seconds(environment: Mapping[str, str], name: str, default: float) -> float
     try:
         return min(float(text), 3600.0)
     except ValueError:
-        raise ConfigurationError(f"is not a number: {text!r}", where=name, next_step="use seconds, such as 30") from None
+        what = f"is not a number: {text!r}"
+        raise ConfigurationError(what, where=name, next_step="use seconds, such as 30") from None

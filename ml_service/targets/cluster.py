@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -47,6 +47,8 @@ class Cluster:
     def __init__(self, api: Any, namespace: str) -> None:
         self.api = api
         self.namespace = namespace
+        self.before_write: Callable[[], None] = lambda: None
+        """Called before each change, and may refuse it by an exception."""
         self._groups: dict[str, bool] = {}
 
     @property
@@ -165,6 +167,8 @@ class Cluster:
         body: Object | None = None,
         content_type: str = "application/json",
     ) -> str:
+        if method != "GET":
+            self.before_write()
         with self._translated():
             request = self.api.param_serialize(
                 method,

@@ -66,7 +66,7 @@ class Rollout:
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def _newest(self, deployment: Object) -> str:
-        """What marks the pods of the newest ReplicaSet: the package alone does not, since its limits may have changed."""
+        """What marks the pods of the newest ReplicaSet; the package does not, since its limits may have changed."""
         revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
         for one in self._cluster.list("apps/v1", "ReplicaSet", labelSelector=self._selector()):
             if one["metadata"].get("annotations", {}).get(_REVISION) == revision:
@@ -121,7 +121,7 @@ def is_half_way(deployment: Object) -> bool:
 
 
 def shortfall(deployment: Object, least: int) -> str:
-    """``0 of 1 pods hold`` while pods of a version before remain or fewer than ``least`` new ones are ready; else empty."""
+    """``0 of 1 pods hold`` while older pods remain or fewer than ``least`` new ones are ready; else empty."""
     status, wanted = deployment.get("status", {}), max(deployment["spec"].get("replicas", 1), least)
     old = status.get("replicas", 0) - status.get("updatedReplicas", 0)
     # Those before are kept available until others replace them, so the rest of the available ones is new.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Status
-from ml_service.targets import aks, aks_canary, aks_rights, rollout
+from ml_service.targets import aks, aks_canary, aks_rights, lease, rollout
 from ml_service.targets.aks import AksTarget
 from ml_service.targets.aks_versions import STABLE, Version, deployment, read_version
 from tests.fake_kubernetes import FakeKubernetes
@@ -400,3 +401,34 @@ class TestRights:
         world.target().undeploy(print)
         allowed = {(verb, resource) for _, resource, verbs in aks_rights.RIGHTS for verb in verbs}
         assert world.api.called - allowed == set()
+
+
+class TestLease:
+    """Two deployments never work side by side, not even when one of them slept."""
+
+    def test_a_holder_that_slept_changes_nothing_any_more(self, world: World) -> None:
+        """Its renewals were lost and another took the lease: each change is refused, and the lease is left alone."""
+        cluster = world.api.cluster()
+        with lease.held(cluster, "toy-deployment", print, duration=1):
+            cluster.delete("v1", "Service", NAME)
+            world.api.refused["leases"] = 503
+            time.sleep(1.2)
+            world.api.refused.clear()
+            world.object("leases", "toy-deployment")["spec"]["holderIdentity"] = "another"
+            for _ in range(2):
+                with pytest.raises(UnavailableError, match="another one took over: another"):
+                    cluster.delete("v1", "Service", NAME)
+            cluster.get("v1", "Service", NAME)
+        assert world.object("leases", "toy-deployment")["spec"]["holderIdentity"] == "another"
+
+    def test_a_lost_renewal_alone_stops_nobody(self, world: World) -> None:
+        """While nobody else has it, the lease is taken up again before the next change."""
+        cluster = world.api.cluster()
+        with lease.held(cluster, "toy-deployment", print, duration=1):
+            world.api.refused["leases"] = 503
+            time.sleep(1.2)
+            with pytest.raises(UnavailableError, match="503"):
+                cluster.delete("v1", "Service", NAME)
+            world.api.refused.clear()
+            cluster.delete("v1", "Service", NAME)
+        assert world.object("leases", "toy-deployment") is None
