@@ -14,7 +14,7 @@ from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets import aks_canary as canaries
-from ml_service.targets import aks_credentials, key_file, lease, signing
+from ml_service.targets import aks_credentials, aks_rights, key_file, lease, signing
 from ml_service.targets.aks_versions import (
     CANARY,
     CANDIDATE,
@@ -30,7 +30,7 @@ from ml_service.targets.cluster import Cluster, Conflict, Object
 from ml_service.targets.manifests import difference
 from ml_service.targets.package_store import PackageStore
 from ml_service.targets.port_forward import forwarded
-from ml_service.targets.rollout import Rollout
+from ml_service.targets.rollout import Rollout, is_half_way, last_lines, shortfall
 
 _HERE = "target aks"
 _PORT = 8080
@@ -39,6 +39,7 @@ _ROUTERS_FOLLOW = 1.0
 """Seconds: kube-proxy writes its rules at most once a second."""
 
 _APPS = ("apps/v1", "Deployment")
+_INGRESS = ("networking.k8s.io/v1", "Ingress")
 
 
 class AksTarget:
@@ -46,14 +47,15 @@ class AksTarget:
 
     name = "aks"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster | None = None) -> None:
         self._settings = settings
         self._aks = settings.aks
+        self._connected = cluster
         self._packages = PackageStore(settings.home / "targets" / "aks" / settings.aks.name / "packages")
 
     @functools.cached_property
     def _cluster(self) -> Cluster:
-        return aks_credentials.connect(self._settings)
+        return self._connected or aks_credentials.connect(self._settings)
 
     # The port.
 
@@ -62,9 +64,10 @@ class AksTarget:
         signing.check(self._settings, release)
         wanted = Version.of(release, self._settings)
         self._refuse_during_canary()
+        left = self._left_canary_steps()
         if canary_percent is not None:
-            return Plan(self.name, release, self._canary_steps(wanted, canary_percent), canary_percent)
-        return Plan(self.name, release, self._steps(wanted))
+            return Plan(self.name, release, left + self._canary_steps(wanted, canary_percent), canary_percent)
+        return Plan(self.name, release, left + self._steps(wanted))
 
     def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status:
         """See Target 2, 3 and 4."""
@@ -74,10 +77,12 @@ class AksTarget:
             self._packages.add(plan.release)
             with self._changing(progress):
                 self._refuse_during_canary()
+                if self._canary() is not None:
+                    self._end_canary(progress)
                 if plan.canary_percent is not None:
                     self._start_canary(wanted, plan.canary_percent, verify, progress)
                 else:
-                    self._deploy(wanted, read_version(self._stable()), verify, progress)
+                    self._perform(plan, wanted, verify, progress)
             self._forget_packages()
         return self._serving()
 
@@ -127,7 +132,7 @@ class AksTarget:
         with self._changing(progress):
             running = self._canary()
             version = read_version(running)
-            if running is None or version is None:
+            if running is None or version is None or not _is_ready(running):
                 raise UsageError(
                     "there is no canary to promote", where=_HERE, next_step="run: inv deploy --target aks --canary 10"
                 )
@@ -143,22 +148,21 @@ class AksTarget:
             progress("removing everything that belongs to the deployment")
             for track in (CANARY, CANDIDATE, STABLE):
                 self._cluster.delete(*_APPS, track_name(self._settings, track))
-            for body in self._around(self._replica_range()):
-                self._cluster.delete(body["apiVersion"], body["kind"], body["metadata"]["name"])
+            self._remove_surroundings()
             self._cluster.delete("v1", "Secret", self._secret_name)
             self._wait_until_gone(progress)
             self._packages.keep_only(())
 
     def logs(self, lines: int) -> Sequence[str]:
-        """See Target 7: of all pods, each line with its pod."""
+        """See Target 7: of all pods by time, each line with its pod."""
         if lines <= 0:
             return []
         mask = self._mask()
-        found: list[str] = []
-        for pod in self._pods():
-            name = pod["metadata"]["name"]
-            found += [f"{name} {mask(line)}" for line in self._cluster.log(name, lines)]
-        return found[-lines:]
+        names = [pod["metadata"]["name"] for pod in self._pods()]
+        logs = {name: self._cluster.log(name, lines, stamped=True) for name in names}
+        found = [(name, *line.partition(" ")) for name, said in logs.items() for line in said]
+        found.sort(key=lambda one: _moment(one[1]))
+        return [f"{name} {mask(text)}" for name, _, _, text in found[-lines:]]
 
     def keys(self) -> Keys:
         """See Target 7."""
@@ -172,7 +176,7 @@ class AksTarget:
             cluster = self._cluster
             versions = [api for api in ("autoscaling/v2", "policy/v1") if cluster.serves(api)]
             self._around(self._replica_range())
-            rights = self._missing_rights()
+            rights = aks_rights.missing(cluster)
         except MlopsError as error:
             return [Finding("cluster", False, str(error.what), error.next_step)]
         return [
@@ -186,16 +190,19 @@ class AksTarget:
         stable = self._stable()
         current = read_version(stable)
         steps = [step for body in self._around(self._replica_range()) if (step := self._step(body))]
+        if not self._aks.host and self._has_ingress():
+            steps.append(Step("delete", f"Ingress {self._aks.name}: AKS_HOST is not set"))
         if self._cluster.get("v1", "Secret", self._secret_name) is None:
             steps.append(Step("create", f"Secret {self._secret_name}, with two new keys"))
         same = wanted.same_as(current)
         assert current is not None or not same
         shown = current if same and current else wanted
-        previous = read_version(stable, PREVIOUS) if same else current
-        change = self._step(deployment(self._settings, shown, STABLE, previous))
+        change = self._step(deployment(self._settings, shown, STABLE, _before(wanted, stable)))
         if change:
             who = f"{wanted} in a pod of its own, which serves nobody"
             steps += [Step("start", who), Step("verify", f"{wanted} in that pod"), change]
+        elif stable and (missing := shortfall(stable, self._aks.min_replicas)):
+            steps.append(Step("restore", f"Deployment {self._aks.name}: {missing} {shown}"))
         return steps
 
     def _step(self, body: Object) -> Step | None:
@@ -224,12 +231,50 @@ class AksTarget:
             Step("scale", f"{current} to {share.stable} pods: {share.percent:.1f} % of the traffic goes to {wanted}"),
         ]
 
+    def _perform(self, plan: Plan, wanted: Version, verify: Verify, progress: Progress) -> None:
+        """What the plan says and no more: a new Ingress, say, is no reason to replace pods."""
+        stable, actions = self._stable(), [step.action for step in plan.steps]
+        if "verify" in actions:
+            return self._deploy(wanted, _before(wanted, stable), verify, progress)
+        if not wanted.same_as(read_version(stable)):
+            raise UnavailableError(
+                "another deployment changed what serves since this one was planned",
+                where=_HERE,
+                next_step="look at inv status --target aks, and run the command again",
+            )
+        self._prepare()
+        if "restore" in actions:
+            self._restore(progress)
+
+    def _restore(self, progress: Progress) -> None:
+        """End what a killed deployment left half done, or bring back pods that are gone.
+
+        Half a rollout that cannot be ended is taken back, as the killed deployment would have done.
+        """
+        before = self._stable()
+        assert before is not None
+        version = read_version(before)
+        progress(f"waiting until all pods hold {version}")
+        try:
+            self._wait_for_stable(self._with_minimum(before), str(version), progress)
+        except BaseException:
+            if is_half_way(before):
+                progress("going back to the version before")
+                self._put_back(before)
+            raise
+
+    def _with_minimum(self, body: Object) -> Object:
+        """The autoscaler brings no pod back where there is none, and takes its time where there are too few."""
+        least = self._aks.min_replicas
+        if body["spec"].get("replicas", 1) < least:
+            self._cluster.scale(body["metadata"]["name"], least)
+            return {**body, "spec": {**body["spec"], "replicas": least}}
+        return body
+
     def _deploy(self, wanted: Version, previous: Version | None, verify: Verify, progress: Progress) -> None:
         """Ask ``wanted`` in a pod of its own, then replace what serves, pod by pod."""
         self._prepare()
         current = read_version(self._stable())
-        if wanted.same_as(previous):
-            previous = read_version(self._stable(), PREVIOUS)
         try:
             self._question(wanted, verify, progress)
             self._replace_stable(wanted, previous, progress)
@@ -243,6 +288,8 @@ class AksTarget:
         """Everything around the Deployments; what is as it should be stays as it is."""
         for body in self._around(self._replica_range()):
             self._cluster.apply(body, force=self._aks.take_over)
+        if not self._aks.host:
+            self._remove_ingress()
         with suppress(Conflict):
             if self._cluster.get("v1", "Secret", self._secret_name) is None:
                 self._cluster.create(self._new_secret())
@@ -261,7 +308,7 @@ class AksTarget:
                 if isinstance(error, MlopsError) and not isinstance(error, UnhealthyError):
                     raise
                 why = error.what if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
-                lines = "".join(f"\n  | {self._mask()(line)}" for line in self._cluster.log(pod, 15))
+                lines = "".join(f"\n  | {self._mask()(line)}" for line in last_lines(self._cluster, pod, 15))
                 raise UnhealthyError(
                     f"{wanted} was up, but did not pass: {why}\nlast that it said:{lines or ' nothing'}",
                     where=_HERE,
@@ -271,7 +318,7 @@ class AksTarget:
     def _replace_stable(self, wanted: Version, previous: Version | None, progress: Progress) -> None:
         before = self._stable()
         body = deployment(self._settings, wanted.serving_now(), STABLE, previous)
-        applied = self._cluster.apply(body, force=self._aks.take_over)
+        applied = self._with_minimum(self._cluster.apply(body, force=self._aks.take_over))
         progress(f"rolling {wanted} out")
         rollout = Rollout(self._cluster, applied, self._mask())
         try:
@@ -299,7 +346,7 @@ class AksTarget:
 
     def _put_back(self, before: Object | None) -> None:
         """The Deployment as it was. Its pods were never all gone, so this is quick."""
-        current, previous = read_version(before), read_version(before, PREVIOUS)
+        current, previous = _held_by_all(before)
         if current is None:
             self._cluster.delete(*_APPS, track_name(self._settings, STABLE))
         else:
@@ -321,7 +368,8 @@ class AksTarget:
             # The share holds as long as the numbers of pods do.
             self._apply_range(share.stable, share.stable)
             self._cluster.scale(track_name(self._settings, STABLE), share.stable)
-            self._wait_for_stable(progress)
+            if stable := self._stable():
+                self._wait_for_stable(stable, "the serving version", progress)
             body = deployment(self._settings, wanted.serving_now(), CANARY)
             body["metadata"]["annotations"][canaries.SHARE] = f"{share.percent:.1f}"
             body["metadata"]["annotations"][canaries.BASELINE] = canaries.baseline(
@@ -333,6 +381,8 @@ class AksTarget:
             rollout.wait(str(wanted), self._rollout_timeout(applied), progress)
             pods = _names(rollout.pods())
             self._wait_for_routes(lambda led: pods <= led)
+            body["metadata"]["annotations"][canaries.READY] = "yes"
+            self._cluster.apply(body, force=True)
         except BaseException:
             self._end_canary(progress)
             raise
@@ -340,11 +390,9 @@ class AksTarget:
             self._cluster.delete(*_APPS, track_name(self._settings, CANDIDATE))
         progress(f"{wanted} gets {share.percent:.1f} % of the traffic: {share.canary} of {share.total} pods")
 
-    def _wait_for_stable(self, progress: Progress) -> None:
-        stable = self._stable()
-        if stable is not None:
-            timeout = self._rollout_timeout(stable)
-            Rollout(self._cluster, stable, self._mask()).wait("the serving version", timeout, progress)
+    def _wait_for_stable(self, stable: Object, what: str, progress: Progress) -> None:
+        timeout = self._rollout_timeout(stable)
+        Rollout(self._cluster, stable, self._mask()).wait(what, timeout, progress)
 
     def _end_canary(self, progress: Progress) -> None:
         self._cluster.delete(*_APPS, track_name(self._settings, CANARY))
@@ -359,8 +407,13 @@ class AksTarget:
     def _canary(self) -> Object | None:
         return self._cluster.get(*_APPS, track_name(self._settings, CANARY))
 
+    def _left_canary_steps(self) -> list[Step]:
+        left = self._canary()
+        return [Step("delete", f"Deployment {left['metadata']['name']}: a canary that never began")] if left else []
+
     def _refuse_during_canary(self) -> None:
-        if self._canary() is not None:
+        """One whose start was killed got its pods, but never its share: the next deployment removes it."""
+        if _is_ready(self._canary()):
             raise UsageError(
                 "a canary is running",
                 where=_HERE,
@@ -382,10 +435,14 @@ class AksTarget:
     def _state(self, stable: Object) -> str:
         if not stable.get("status", {}).get("availableReplicas", 0):
             return "down: no pod is ready; see inv logs --target aks"
+        if missing := shortfall(stable, 1):
+            return f"rolling out: {missing} {read_version(stable)}"
         canary = self._canary()
         version = read_version(canary)
         if canary is None or version is None:
             return "serving"
+        if not _is_ready(canary):
+            return f"serving; a canary of {version} starts, or was killed: the next deployment removes it"
         percent = canary["metadata"]["annotations"].get(canaries.SHARE, "?")
         return f"serving; canary: {version} gets {percent} % of the traffic"
 
@@ -408,6 +465,18 @@ class AksTarget:
     def _remove_surroundings(self) -> None:
         for body in self._around(self._replica_range()):
             self._cluster.delete(body["apiVersion"], body["kind"], body["metadata"]["name"])
+        self._remove_ingress()
+
+    def _has_ingress(self) -> bool:
+        """Whether there is an Ingress that we made, whatever the settings say now."""
+        if not self._cluster.serves(_INGRESS[0]):
+            return False
+        found = self._cluster.get(*_INGRESS, self._aks.name) or {"metadata": {}}
+        return bool(found["metadata"].get("labels", {}).get("app.kubernetes.io/managed-by") == "mlops-tasks")
+
+    def _remove_ingress(self) -> None:
+        if self._has_ingress():
+            self._cluster.delete(*_INGRESS, self._aks.name)
 
     def _pods(self) -> Sequence[Object]:
         return self._cluster.list("v1", "Pod", labelSelector=f"app.kubernetes.io/name={self._aks.name}")
@@ -442,15 +511,6 @@ class AksTarget:
         if kind == "NodePort":
             return f"http://{self._cluster.host}:{service['spec']['ports'][0]['nodePort']}"
         return f"http://{service['spec'].get('clusterIP', 'pending')}"
-
-    def _missing_rights(self) -> list[str]:
-        wanted = [("patch", "apps", "deployments"), ("patch", "", "services"), ("create", "", "secrets")]
-        wanted += [("create", "coordination.k8s.io", "leases"), ("create", "", "pods/portforward")]
-        return [f"{verb} {resource}" for verb, group, resource in wanted if not self._may(verb, group, resource)]
-
-    def _may(self, verb: str, group: str, resource: str) -> bool:
-        name, _, part = resource.partition("/")
-        return self._cluster.may(verb, group, name, part)
 
     # Keys.
 
@@ -503,6 +563,34 @@ class AksTarget:
         patience = 3 * self._aks.startup_timeout
         with lease.held(self._cluster, f"{self._aks.name}-deployment", progress, patience=patience):
             yield
+
+
+def _held_by_all(stable: Object | None) -> tuple[Version | None, Version | None]:
+    """The version that every pod holds or held, and the one before it.
+
+    A rollout that was killed half-way has written its version down, but what serves, and is worth going back to, is
+    still the version before.
+    """
+    current, previous = read_version(stable), read_version(stable, PREVIOUS)
+    if stable and previous and is_half_way(stable):
+        return previous, None
+    return current, previous
+
+
+def _before(wanted: Version, stable: Object | None) -> Version | None:
+    """What a rollback would bring back once ``wanted`` serves."""
+    current, previous = _held_by_all(stable)
+    return previous if wanted.same_as(current) else current
+
+
+def _is_ready(canary: Object | None) -> bool:
+    return canary is not None and canaries.READY in canary["metadata"].get("annotations", {})
+
+
+def _moment(stamp: str) -> tuple[str, str]:
+    """What a log's times are sorted by; their fractions have as many digits as they need."""
+    seconds, _, fraction = stamp.rstrip("Z").partition(".")
+    return seconds, fraction.ljust(9, "0")
 
 
 def _names(pods: Sequence[Object]) -> set[str]:

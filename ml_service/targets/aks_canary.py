@@ -21,6 +21,8 @@ from ml_service.targets.cluster import Cluster, Object
 from ml_service.targets.port_forward import forwarded
 
 SHARE, BASELINE = "mlops/canary-percent", "mlops/canary-baseline"
+READY = "mlops/canary-ready"
+"""Written last, when the share is reached: without it the start of the canary is under way, or was killed."""
 
 TOLERANCE = 5.0
 """Points that the share reached may differ from the one asked for."""
@@ -98,7 +100,10 @@ class Traffic:
         return self._combined(other, 1)
 
     def __sub__(self, other: Traffic) -> Traffic:
-        return self._combined(other, -1)
+        """Never below zero: a pod that was started again counts from the beginning."""
+        found = self._combined(other, -1)
+        buckets = {bound: max(0.0, count) for bound, count in found.buckets.items()}
+        return Traffic(max(0.0, found.requests), max(0.0, found.failures), buckets)
 
     def _combined(self, other: Traffic, sign: int) -> Traffic:
         buckets = Counter(self.buckets)
@@ -165,8 +170,9 @@ def judge(cluster: Cluster, settings: Settings, canary: Object, key: str, progre
 
     Raises:
         UnavailableError: there were too few requests to decide.
-        UnhealthyError: the candidate is worse; it stays a canary.
+        UnhealthyError: the candidate is worse, or one of its pods crashed; it stays a canary.
     """
+    _refuse_crashed(cluster, settings, canary)
     raw = json.loads(canary["metadata"]["annotations"].get(BASELINE, "{}"))
     before = {pod: Traffic(one[0], one[1], {float(b): n for b, n in one[2]}) for pod, one in raw.items()}
     now = _by_pod(cluster, settings, STABLE, key)
@@ -183,6 +189,17 @@ def judge(cluster: Cluster, settings: Settings, canary: Object, key: str, progre
         raise UnhealthyError(why, where=f"canary of {version}", next_step="end it: inv rollback --target aks")
 
 
+def _refuse_crashed(cluster: Cluster, settings: Settings, canary: Object) -> None:
+    """A process that ended took its counts with it, and whoever was waiting for an answer got none."""
+    for pod in _pods(cluster, settings, CANARY):
+        if restarts := sum(one.get("restartCount", 0) for one in pod["status"].get("containerStatuses", [])):
+            raise UnhealthyError(
+                f"pod {pod['metadata']['name']} restarted (restarts: {restarts}), so its process had ended",
+                where=f"canary of {read_version(canary)}",
+                next_step="see inv logs --target aks, and end it: inv rollback --target aks",
+            )
+
+
 def _listed(buckets: Mapping[float, float]) -> Sequence[tuple[str, float]]:
     return [(str(bound), count) for bound, count in buckets.items()]
 
@@ -192,13 +209,14 @@ def _sum(parts: Iterable[Traffic]) -> Traffic:
 
 
 def _by_pod(cluster: Cluster, settings: Settings, track: str, key: str) -> dict[str, Traffic]:
+    pods = [pod for pod in _pods(cluster, settings, track) if pod["status"].get("phase") == "Running"]
+    return {name: _ask(cluster, name, key) for pod in pods if (name := pod["metadata"]["name"])}
+
+
+def _pods(cluster: Cluster, settings: Settings, track: str) -> Sequence[Object]:
     selector = f"app.kubernetes.io/name={settings.aks.name},mlops/track={track}"
-    pods = [
-        pod["metadata"]["name"]
-        for pod in cluster.list("v1", "Pod", labelSelector=selector)
-        if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running"
-    ]
-    return {pod: _ask(cluster, pod, key) for pod in pods}
+    found = cluster.list("v1", "Pod", labelSelector=selector)
+    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
 def _ask(cluster: Cluster, pod: str, key: str) -> Traffic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_service.config import Settings
-from ml_service.errors import UsageError
+from ml_service.errors import ConfigurationError, UsageError
 from ml_service.ports import Release
 from ml_service.targets.cluster import Object
 from ml_service.targets.manifests import load
@@ -22,8 +23,9 @@ KEYS_PATH = "/var/run/scoring-keys/keys.json"
 STABLE, CANDIDATE, CANARY = "stable", "candidate", "canary"
 
 _OWN_OPTIONS = ("SCORING_HOST", "SCORING_PORT", "SCORING_SOCKET")
-_DRAIN_DEFAULT = 8
-"""Seconds that the scoring server takes at most to end what it works on."""
+_DRAIN_LEAST = 8.0
+_TIMEOUT_DEFAULT = 30.0
+"""Seconds: what the scoring server has for its last requests, and for any one, where nothing says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _values(settings: Settings, version: Version, track: str) -> dict[str, Any]:
         "memory": f"{version.memory_mb}Mi",
         "startup_seconds": round(aks.startup_timeout),
         "drain_seconds": str(aks.drain_seconds),
-        "termination_seconds": aks.drain_seconds + _DRAIN_DEFAULT + 7,
+        "termination_seconds": aks.drain_seconds + math.ceil(_drain(version.environment)) + 7,
     }
 
 
@@ -153,4 +155,20 @@ def _environment(settings: Settings) -> dict[str, str]:
         chosen["SCORING_TIMEOUT"] = f"{aks.scoring_timeout_ms / 1000:g}"
     if aks.max_concurrent:
         chosen["SCORING_MAX_QUEUE"] = str(aks.max_concurrent)
+    chosen["SCORING_DRAIN_TIMEOUT"] = f"{_drain(chosen):g}"
     return {**chosen, "SCORING_WORKERS": str(settings.local_target.workers), "SCORING_KEYS_FILE": KEYS_PATH}
+
+
+def _drain(environment: Mapping[str, str]) -> float:
+    """Seconds for the requests that a pod works on when it is told to end: as long as the slowest may take."""
+    timeout = _seconds(environment, "SCORING_TIMEOUT", _TIMEOUT_DEFAULT)
+    return _seconds(environment, "SCORING_DRAIN_TIMEOUT", max(_DRAIN_LEAST, timeout) + 1)
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name) or str(default)
+    try:
+        return min(float(text), 3600.0)
+    except ValueError:
+        what = f"is not a number: {text!r}"
+        raise ConfigurationError(what, where=name, next_step="use seconds, such as 30") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -16,6 +16,7 @@ Object = dict[str, Any]
 
 _PLURALS: Mapping[str, str] = {
     "Deployment": "deployments",
+    "ReplicaSet": "replicasets",
     "Service": "services",
     "Endpoints": "endpoints",
     "ServiceAccount": "serviceaccounts",
@@ -36,12 +37,18 @@ class Conflict(UnavailableError):
     """Somebody else changed the object, or owns the fields that we would change."""
 
 
+class _Impossible(UnavailableError):
+    """The server cannot do that to an object as it is now, such as read a pod that has not started."""
+
+
 class Cluster:
     """Reads and writes objects of ``namespace``; objects are dictionaries, as in their manifests."""
 
     def __init__(self, api: Any, namespace: str) -> None:
         self.api = api
         self.namespace = namespace
+        self.before_write: Callable[[], None] = lambda: None
+        """Called before each change, and may refuse it by an exception."""
         self._groups: dict[str, bool] = {}
 
     @property
@@ -76,7 +83,7 @@ class Cluster:
         Raises:
             Conflict: others own some of the fields, and ``force`` is off.
         """
-        query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
+        query = {"fieldManager": FIELD_MANAGER, "force": _flag(force), **({"dryRun": "All"} if dry_run else {})}
         path = self._path(body["apiVersion"], body["kind"], body["metadata"]["name"])
         return self._required(
             self._call("PATCH", path, query=query, body=body, content_type="application/apply-patch+yaml")
@@ -101,13 +108,16 @@ class Cluster:
         body = {"propagationPolicy": "Background"}
         self._call("DELETE", self._path(api_version, kind, name), body=body, absent_ok=True)
 
-    def log(self, pod: str, lines: int, *, previous: bool = False) -> Sequence[str]:
-        """The last lines of a pod, oldest first; those of the container before its restart with ``previous``."""
-        query = {"tailLines": str(lines), "previous": str(previous).lower()}
+    def log(self, pod: str, lines: int, *, previous: bool = False, stamped: bool = False) -> Sequence[str]:
+        """The last lines of a pod, oldest first; those of the container before its restart with ``previous``.
+
+        A pod that has not started, or is gone, has none. With ``stamped`` each begins with its time and a blank.
+        """
+        query = {"tailLines": str(lines), "previous": _flag(previous), "timestamps": _flag(stamped)}
         path = self._path("v1", "Pod", pod) + "/log"
         try:
             text = self._raw("GET", path, query=query)
-        except (MlopsError, _Absent):
+        except (_Impossible, _Absent):
             return []
         return text.splitlines()
 
@@ -157,6 +167,8 @@ class Cluster:
         body: Object | None = None,
         content_type: str = "application/json",
     ) -> str:
+        if method != "GET":
+            self.before_write()
         with self._translated():
             request = self.api.param_serialize(
                 method,
@@ -202,6 +214,10 @@ class _Absent(Exception):
         self.refusal = refusal
 
 
+def _flag(value: bool) -> str:
+    return str(value).lower()
+
+
 _NEXT_STEPS: Mapping[int, str] = {
     401: "sign in again: az aks get-credentials, or a valid KUBECONFIG",
     403: "give the identity the rights listed in docs/aks.md, or the namespace the quota it needs",
@@ -217,6 +233,6 @@ def _refusal(status: int, body: str, where: str) -> Exception:
     except (ValueError, KeyError, TypeError):
         message = body[:300]
     text = f"the cluster refused (status {status}): {message}"
-    kind = Conflict if status == 409 else UnavailableError
+    kind = {400: _Impossible, 409: Conflict}.get(status, UnavailableError)
     error = kind(text, where=where, next_step=_NEXT_STEPS.get(status, "see the cluster's own message above"))
     return _Absent(error) if status == 404 else error

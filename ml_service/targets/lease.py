@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 import socket
@@ -24,17 +25,22 @@ def held(
 ) -> Iterator[None]:
     """Hold the lease ``name``. One whose holder was killed is free after ``duration`` seconds.
 
+    A holder that slept for longer, on a machine that was suspended, say, may find the next one at work: from then on
+    ``cluster`` refuses it every change, those that would tidy up included.
+
     Raises:
         UnavailableError: another deployment holds it for longer than ``patience`` seconds.
     """
-    lease = _Lease(cluster, name, duration)
+    lease = _Lease(copy.copy(cluster), name, duration)
     lease.acquire(progress, patience)
     stop = threading.Event()
     renewing = threading.Thread(target=lease.renew_until, args=(stop,), daemon=True)
     renewing.start()
+    cluster.before_write = lease.check
     try:
         yield
     finally:
+        cluster.before_write = lambda: None
         stop.set()
         renewing.join()
         lease.release()
@@ -46,6 +52,9 @@ class _Lease:
         self._name = name
         self._duration = duration
         self._me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._renewed = time.monotonic()
+        self._successor = ""
+        self._lock = threading.Lock()
 
     def acquire(self, progress: Progress, patience: float) -> None:
         deadline = time.monotonic() + patience
@@ -71,6 +80,7 @@ class _Lease:
 
     def _take(self, lease: Object | None) -> bool:
         spec = {"holderIdentity": self._me, "leaseDurationSeconds": self._duration, "renewTime": _now()}
+        began = time.monotonic()
         try:
             if lease is None:
                 metadata = {"name": self._name}
@@ -79,15 +89,40 @@ class _Lease:
                 self._cluster.replace({**lease, "spec": spec})
         except Conflict:
             return False
+        self._renewed = began
         return True
 
     def renew_until(self, stop: threading.Event) -> None:
+        """A renewal that fails is tried again, and before the next change at the latest."""
         while not stop.wait(self._duration / 3):
-            # A lost renewal is tried again; the changes themselves are refused by the server where they collide.
             with suppress(MlopsError):
-                lease = self._cluster.get(_API, _KIND, self._name)
-                if lease and lease["spec"].get("holderIdentity") == self._me:
-                    self._cluster.replace({**lease, "spec": {**lease["spec"], "renewTime": _now()}})
+                self._renew()
+
+    def check(self) -> None:
+        """Nothing while the lease is ours; when its time has passed unrenewed, it is asked first.
+
+        Raises:
+            UnavailableError: another deployment has taken it, or the cluster does not say.
+        """
+        if time.monotonic() - self._renewed > self._duration:
+            self._renew()
+        if self._successor:
+            raise UnavailableError(
+                f"this deployment slept, and another one took over: {self._successor}",
+                where=f"lease {self._name}",
+                next_step="look at inv status --target aks when that one has ended",
+            )
+
+    def _renew(self) -> None:
+        with self._lock:
+            began = time.monotonic()
+            lease = self._cluster.get(_API, _KIND, self._name)
+            holder = lease["spec"].get("holderIdentity") if lease else ""
+            if lease is None or holder != self._me:
+                self._successor = holder or "one that has ended already"
+                return
+            self._cluster.replace({**lease, "spec": {**lease["spec"], "renewTime": _now()}})
+            self._renewed = began
 
     def release(self) -> None:
         with suppress(MlopsError):

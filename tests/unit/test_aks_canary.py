@@ -87,6 +87,12 @@ def test_what_was_counted_before_is_taken_away() -> None:
     assert (found.requests, found.failures, found.buckets[0.01]) == (200, 20, 200)
 
 
+def test_a_pod_that_was_started_again_takes_nothing_from_the_others() -> None:
+    """It counts from the beginning, so less than before is nothing, not less than nothing."""
+    found = traffic(20) - traffic(100, 10)
+    assert (found.requests, found.failures, found.buckets[0.01]) == (0, 0, 0)
+
+
 def test_too_few_requests_are_undecided() -> None:
     """To either version."""
     assert verdict(traffic(10_000), traffic(499), 500)[0] is None

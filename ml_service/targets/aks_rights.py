@@ -1,0 +1,44 @@
+"""The rights that the target aks needs in its namespace: the table of docs/aks.md, and what of it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ml_service.targets.cluster import Cluster
+
+_OWNED = ("get", "create", "patch", "delete")
+
+RIGHTS: Sequence[tuple[str, str, Sequence[str]]] = (
+    ("apps", "deployments", _OWNED),
+    ("apps", "deployments/scale", ("patch",)),
+    ("apps", "replicasets", ("list",)),
+    ("", "services", _OWNED),
+    ("", "serviceaccounts", _OWNED),
+    ("autoscaling", "horizontalpodautoscalers", _OWNED),
+    ("policy", "poddisruptionbudgets", _OWNED),
+    ("networking.k8s.io", "ingresses", _OWNED),
+    ("networking.k8s.io", "networkpolicies", _OWNED),
+    ("", "secrets", ("get", "create", "delete")),
+    ("coordination.k8s.io", "leases", ("get", "create", "update", "delete")),
+    ("", "pods", ("list",)),
+    ("", "pods/log", ("get",)),
+    ("", "pods/portforward", ("get", "create")),
+    ("", "endpoints", ("get",)),
+    ("", "events", ("list",)),
+)
+"""Group, resource, verbs: exactly what is called. Clusters differ in whether a port-forward is a get or a create."""
+
+
+def missing(cluster: Cluster) -> list[str]:
+    """What the cluster would refuse, such as ``patch deployments``."""
+    return [
+        f"{verb} {resource}"
+        for group, resource, verbs in RIGHTS
+        for verb in verbs
+        if not _may(cluster, verb, group, resource)
+    ]
+
+
+def _may(cluster: Cluster, verb: str, group: str, resource: str) -> bool:
+    name, _, part = resource.partition("/")
+    return cluster.may(verb, group, name, part)
