@@ -44,12 +44,14 @@ def read_file(path: str) -> Keys:
     """The keys in a JSON file ``{"primary": …, "secondary": …}``; raises ConfigurationError when it holds none."""
     try:
         content = json.loads(Path(path).read_bytes())
-        found = {name: str(content.get(name) or "") for name in NAMES}
+        found = {name: content.get(name) or "" for name in NAMES}
+        if not all(isinstance(key, str) for key in found.values()):
+            raise ValueError("a key is text")
     except OSError as error:
         raise ConfigurationError(
             f"cannot be read ({error.strerror})", where=path, next_step="point SCORING_KEYS_FILE to a readable file"
         ) from None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise ConfigurationError(
             "is not a file of keys", where=path, next_step='write {"primary": "…", "secondary": "…"} into it'
         ) from None

@@ -61,12 +61,21 @@ class Supervisor:
             number = received.si_signo if received else None
             if number in (signal.SIGTERM, signal.SIGINT):
                 return self._stop(0)
+            if number == signal.SIGHUP or self._keys.has_changed():
+                self._reload_keys()
             if number == signal.SIGHUP:
                 self._send(signal.SIGHUP)
             code = self._replace_lost()
             if code:
                 return self._stop(code)
             self._end_stuck()
+
+    def _reload_keys(self) -> None:
+        """Follow the file as the workers do: one that is forked later starts with what is known here. They say so."""
+        try:
+            self._keys.reload()
+        except ConfigurationError as error:
+            self._journal.event("error", "keys_not_reloaded", where=error.where, text=error.what)
 
     def _fork(self, index: int) -> None:
         """Start the worker ``index``. Forking this small process early costs less than starting Python anew."""
@@ -82,7 +91,8 @@ class Supervisor:
         self._children[index] = Child(pid, time.monotonic())
 
     def _work(self, index: int) -> int:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        # SIGHUP waits until the worker can handle it: it would end one that is still loading its model.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number for number in _SIGNALS if number != signal.SIGHUP])
         metrics = self._shared.workers[index]
         journal = Journal(1, lambda lines: metrics.add("log_lines_dropped", lines))
         # Imported here: with the libraries in this process, every worker would be forked with their threads and memory.
@@ -207,6 +217,7 @@ def _bind_path(path: str) -> socket.socket:
 
 def main() -> int:
     """Start the service; returns the exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # keys may be rotated while the service starts
     try:
         settings = Settings.from_env(os.environ)
         keys = read_keys(settings)

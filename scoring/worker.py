@@ -77,6 +77,7 @@ class Worker:
         self._warm_up(scorer)
         loop.add_signal_handler(signal.SIGTERM, self._drain)
         loop.add_signal_handler(signal.SIGHUP, self._reload_keys)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # one that came during the start is handled now
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and sends SIGTERM
         self._listener.setblocking(False)
         self._listener.listen(BACKLOG)
@@ -159,7 +160,14 @@ class Worker:
     # Once in a while
 
     def _tick(self) -> None:
-        """Time passes: limits of connections, changed keys, a parent that is gone."""
+        """Time passes; whatever goes wrong with it is logged, and it goes on passing."""
+        try:
+            self._look_around()
+        finally:
+            self._loop.call_later(_TICK, self._tick)
+
+    def _look_around(self) -> None:
+        """Limits of connections, changed keys, a parent that is gone."""
         service = self._service
         service.tick()
         self._metrics.set("heartbeat", service.now)
@@ -169,7 +177,6 @@ class Worker:
             self._reload_keys()
         if os.getppid() != self._parent and not service.draining:
             self._drain()
-        self._loop.call_later(_TICK, self._tick)
 
     def _write_log(self) -> None:
         """Many lines are written at once, none later than this."""

@@ -86,33 +86,84 @@ def test_on_a_unix_socket(linear: Path, serve: Serve, tmp_path: Path) -> None:
 
 
 def test_changed_keys_reach_every_worker(linear: Path, serve: Serve, tmp_path: Path) -> None:
-    """By the changed file alone, and by SIGHUP; the old key ends, a wrong file changes nothing."""
-    path = tmp_path / "keys.json"
-    path.write_text(json.dumps({"primary": KEY, "secondary": OTHER_KEY}))
+    """By the changed file alone; the old key ends, a wrong file changes nothing, and no key is in the log."""
+    path = keys_file(tmp_path, KEY)
     server = serve(linear, SCORING_KEYS_FILE=str(path), SCORING_WORKERS="2")
-
-    def status(key: str) -> set[int]:
-        answers = []
-        clients = [server.connect() for _ in range(8)]
-        for client in clients:
-            answers.append(client.request("POST", "/score", GOOD, {"Authorization": f"Bearer {key}"}).status)
-            client.close()
-        return set(answers)
-
-    new = "rotated-0123456789abcdef"
-    path.write_text(json.dumps({"primary": new, "secondary": OTHER_KEY}))
+    keys_file(tmp_path, NEW_KEY)
     server.wait_for("keys_reloaded", 2)
-    assert ({200}, {401}, {200}) == (status(new), status(KEY), status(OTHER_KEY))
+    assert ({200}, {401}, {200}) == tuple(statuses(server, key) for key in (NEW_KEY, KEY, OTHER_KEY))
     path.write_text("not json")
-    server.process.send_signal(signal.SIGHUP)
-    server.wait_for("keys_not_reloaded", 2)
-    assert {200} == status(new)
+    server.wait_for("keys_not_reloaded", 3)
+    assert {200} == statuses(server, NEW_KEY)
+    keys_file(tmp_path, KEY)
+    server.wait_for("keys_reloaded", 4)
+    assert ({200}, {401}) == (statuses(server, KEY), statuses(server, NEW_KEY))
+    assert not any(key in server.raw_log() for key in (KEY, OTHER_KEY, NEW_KEY))
+
+
+def test_sighup_makes_every_worker_read_the_keys(linear: Path, serve: Serve, tmp_path: Path) -> None:
+    """Also when nothing about the file shows that its content is another one."""
+    path = keys_file(tmp_path, KEY)
+    server = serve(linear, SCORING_KEYS_FILE=str(path), SCORING_WORKERS="2")
+    old = path.stat()
+    with path.open("r+") as file:  # in place, equally long, and of the same age
+        file.write(json.dumps({"primary": NEW_KEY, "secondary": OTHER_KEY}))
+        file.flush()
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
     before = len(server.events("keys_reloaded"))
-    path.write_text(json.dumps({"primary": KEY, "secondary": OTHER_KEY}))
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("keys_reloaded", before + 2)
-    assert ({200}, {401}) == (status(KEY), status(new))
-    assert not any(key in server.raw_log() for key in (KEY, OTHER_KEY, new))
+    assert ({200}, {401}) == (statuses(server, NEW_KEY), statuses(server, KEY))
+
+
+def test_sighup_while_a_worker_starts_does_not_end_it(tmp_path: Path, serve: Serve) -> None:
+    """It is kept for the worker until it can read its keys again."""
+    path = keys_file(tmp_path, KEY)
+    waiting = "import time, pathlib\ndef init():\n    print('init')\n    while not pathlib.Path(GO).exists():\n"
+    script = waiting.replace("GO", repr(str(tmp_path / "go"))) + "        time.sleep(0.01)\ndef run(raw): return [7]"
+    server = serve(make_package(tmp_path / "p", script, LINEAR, []), wait=False, SCORING_KEYS_FILE=str(path))
+    server.wait_for("starting")
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: bool(server.worker_pids()), "a worker is started")
+    server.process.send_signal(signal.SIGHUP)
+    (tmp_path / "go").touch()
+    server.wait_until_ready()
+    assert (1, []) == (len(server.events("ready")), server.events("worker_lost"))
+    server.wait_for("keys_reloaded")
+    assert {"result": [7]} == server.score([[1, 2, 3]]).json
+
+
+def test_a_revoked_key_stays_revoked_when_a_worker_is_replaced(linear: Path, serve: Serve, tmp_path: Path) -> None:
+    """A new worker starts with the keys in force, not with those of the start, even if the file is wrong by then."""
+    path = keys_file(tmp_path, KEY)
+    server = serve(linear, SCORING_KEYS_FILE=str(path))
+    keys_file(tmp_path, NEW_KEY)
+    server.wait_for("keys_reloaded")
+    path.write_text('{"primary": "')
+    server.wait_for("keys_not_reloaded", 2)
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    server.wait_for("ready", 2)
+    assert ({401}, {200}) == (statuses(server, KEY), statuses(server, NEW_KEY))
+
+
+NEW_KEY = "rotated-0123456789abcdef"  # as long as KEY
+
+
+def keys_file(directory: Path, primary: str) -> Path:
+    """The file with ``primary`` and the usual second key."""
+    path = directory / "keys.json"
+    path.write_text(json.dumps({"primary": primary, "secondary": OTHER_KEY}))
+    return path
+
+
+def statuses(server: Server, key: str) -> set[int]:
+    """How ``key`` is answered on connections that every worker gets some of."""
+    answers = []
+    clients = [server.connect() for _ in range(8)]
+    for client in clients:
+        answers.append(client.request("POST", "/score", GOOD, {"Authorization": f"Bearer {key}"}).status)
+        client.close()
+    return set(answers)
 
 
 def test_numbers_are_summed_over_workers_and_outlive_them(linear: Path, serve: Serve) -> None:
