@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -123,6 +124,38 @@ def test_too_many_rows() -> None:
     """Also when a row beyond the limit is wrong."""
     assert 413 == problem(json.dumps({"data": [[1, 2, 3]] * 101}).encode())[0]
     assert 413 == problem(json.dumps({"data": [[1, 2, "x"]] * 101}).encode())[0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"data": [' + b"[]," * 5_000_000 + b"[]]}",
+        b'{"data": [' + b'{"":1},' * 2_000_000 + b"{}]}",
+        b'{"data": [' + b"1.5," * 4_000_000 + b"1]}",
+        b'{"data": [[' + b'"ab",' * 3_000_000 + b'"ab"]]}',
+        b'{"x": [' + b"[]," * 5_000_000 + b'[]], "data": [[1,2,3]]}',
+        b'{"data": [[1,2,"\\"' + b"[" * 3_000_000 + b'"],' + b"[]," * 3_000_000 + b"[]]}",
+    ],
+    ids=range(6),
+)
+def test_a_body_of_many_small_values_is_refused_before_they_are_made(body: bytes) -> None:
+    """Fifteen megabytes that would be hundreds as values cost little more than themselves."""
+    one = reader(max_rows=100_000)
+    tracemalloc.start()
+    with pytest.raises(RequestError) as caught:
+        one.read(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (413, "too_many_rows") == (caught.value.status, caught.value.code)
+    assert peak < 20_000_000
+
+
+def test_brackets_and_commas_in_text_are_no_rows() -> None:
+    """However many a string holds, escaped quotes among them."""
+    text = '[{,"\\[' * 10_000
+    row = {"number": 1, "count": 2, "flag": False, "word": text}
+    assert [[1, 0.5, 2, 7, False, text]] == read([row], MIXED)
+    assert [[1, 0.5, 2, 7, False, text]] * 2 == read([row, [1, None, 2.0, None, False, text]], MIXED)
 
 
 @pytest.mark.parametrize(
