@@ -89,7 +89,8 @@ class Worker:
         self._tick()
         self._write_log()
         await self._stopped.wait()
-        self._journal.event("info", "stopped", worker=os.getpid(), connections_cut=len(self._service.connections))
+        cut = self._service.cut + len(self._service.connections)
+        self._journal.event("info", "stopped", worker=os.getpid(), connections_cut=cut)
         for connection in list(self._service.connections):
             connection.abort()
         self._journal.flush()
@@ -209,12 +210,18 @@ class Worker:
         """Take no more connections, answer what has come, end within the time that is set."""
         if self._service.draining:
             return
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.listen(0)  # what has not reached the queue by now is refused, and can try elsewhere
+        # What has not reached the queue by now is refused, and can try elsewhere. This holds for all workers.
+        self._listener.listen(0)
         while self._accept_one():
             pass
+        self._finish()
+
+    def _finish(self) -> None:
+        """Leave new connections to the other workers, and end when those of this one are through."""
+        self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self._service.draining = True
+        self._service.cut = 0
         self._metrics.set("ready", 0)
         now = time.monotonic()
         self._drain_until = now + self._settings.drain_timeout
@@ -238,7 +245,8 @@ class Worker:
         """The model does not come back: serve what else is under way, then make room for a new worker."""
         self._journal.event("error", "stuck", worker=os.getpid(), text="the model does not come back")
         self._exit_code = STUCK
-        self._drain()
+        if not self._service.draining:
+            self._finish()
 
 
 def _allow_many_connections() -> None:

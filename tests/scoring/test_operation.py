@@ -308,6 +308,23 @@ def test_a_script_that_never_returns_costs_its_worker_not_the_service(tmp_path: 
     assert {"result": [0.0]} == server.score([[0]]).json
 
 
+def test_a_stuck_worker_takes_no_connection_from_the_others(tmp_path: Path, serve: Serve) -> None:
+    """While it ends, the address takes as many connections as before; the other worker answers them."""
+    settings = {"SCORING_WORKERS": "2", "SCORING_DRAIN_IDLE": "30", "SCORING_DRAIN_TIMEOUT": "30"}
+    server = serve(make_package(tmp_path / "p", SLEEPY, ONE, []), SCORING_TIMEOUT="0.5", **settings)
+    kept = [server.connect() for _ in range(4)]  # the stuck worker stays for as long as it has connections
+    assert {200} == {client.request("GET", "/").status for client in kept}
+    assert 503 == kept[0].request("POST", "/score", b'{"data": [[1000]]}').status
+    stuck = server.wait_for("draining")[0]["worker"]
+    (other,) = set(server.worker_pids()) - {stuck}
+    os.kill(other, signal.SIGSTOP)  # nobody accepts: what can connect now waits in the socket's queue
+    try:
+        clients = [server.connect(timeout=10) for _ in range(8)]
+    finally:
+        os.kill(other, signal.SIGCONT)
+    assert {200} == {client.request("GET", "/").status for client in clients}
+
+
 def test_slow_clients_are_ended_and_hinder_nobody(linear: Path, serve: Serve) -> None:
     """Half a head, half a body: 408 in time; an idle connection is closed; everybody else is served meanwhile."""
     server = serve(linear, SCORING_READ_TIMEOUT="1", SCORING_IDLE_TIMEOUT="2")
