@@ -296,7 +296,8 @@ class Connection(asyncio.Protocol):
                     return
                 request, self._upgrading = self._upgrading, None
                 self._parser = httptools.HttpRequestParser(self)  # llhttp reads no body after such a head
-                data = _head(request) + data[upgrade.args[0] :]
+                start = upgrade.args[0]
+                data = _head(request) + data[start:]
 
     def _can_be_read_anew(self, request: Request) -> bool:
         """HTTP/1.0 knows no upgrade, and CONNECT is one in itself."""

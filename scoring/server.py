@@ -8,6 +8,7 @@ sound.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -42,6 +43,7 @@ class Supervisor:
     def __init__(self, settings: Settings, listener: socket.socket, keys: KeyRing, shared: SharedMetrics) -> None:
         self._settings = settings
         self._listener = listener
+        self._socket_id = os.stat(settings.socket).st_ino if settings.socket else 0
         self._keys = keys
         self._shared = shared
         self._journal = Journal(1, lambda lines: shared.workers[0].add("log_lines_dropped", lines))
@@ -165,12 +167,16 @@ class Supervisor:
             if self._children:
                 signal.sigtimedwait((signal.SIGCHLD,), 0.05)
         self._send(signal.SIGKILL)
-        if self._settings.socket:
-            with contextlib.suppress(OSError):
-                os.unlink(self._settings.socket)
+        self._remove_socket()
         self._journal.event("info", "stopped", workers_killed=len(self._children), exit_code=code)
         self._journal.flush()
         return code
+
+    def _remove_socket(self) -> None:
+        """Take the socket's path away, unless another service has put its own there."""
+        with contextlib.suppress(OSError):
+            if self._socket_id and os.stat(self._settings.socket).st_ino == self._socket_id:
+                os.unlink(self._settings.socket)
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
@@ -194,7 +200,8 @@ def bind(settings: Settings) -> socket.socket:
     except OSError as error:
         where = settings.socket or f"{settings.host}:{settings.port}"
         next_step = "choose another with SCORING_SOCKET" if settings.socket else "choose another with SCORING_PORT"
-        raise UnavailableError(f"cannot listen here ({error.strerror})", where=where, next_step=next_step) from None
+        what = f"cannot listen here ({error.strerror or error})"
+        raise UnavailableError(what, where=where, next_step=next_step) from None
 
 
 def _bind_port(host: str, port: int) -> socket.socket:
@@ -207,12 +214,19 @@ def _bind_port(host: str, port: int) -> socket.socket:
 
 
 def _bind_path(path: str) -> socket.socket:
-    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
-        os.unlink(path)  # left behind by a service that was killed
+    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode) and _is_left_behind(path):
+        os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     os.chmod(path, 0o660)
     return listener
+
+
+def _is_left_behind(path: str) -> bool:
+    """Whether the socket is that of a service that was killed: nobody listens any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)  # a full queue is somebody's, too
+        return client.connect_ex(path) == errno.ECONNREFUSED
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""One connection by itself: what it reads from bytes in any pieces, and when it ends, on a clock that the test moves."""
+"""One connection by itself: what it reads from any pieces, and when it ends, on a clock that the test moves."""
 
 from __future__ import annotations
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -69,6 +71,35 @@ def test_a_taken_port_is_said(linear: Path, serve: Serve) -> None:
     assert (5, True) == (code, "SCORING_PORT" in text)
 
 
+def test_two_services_that_start_at_once_on_one_port(tmp_path: Path, serve: Serve) -> None:
+    """Both can bind it before either listens: the later one ends with 5 and says why."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    go = tmp_path / "go"
+    script = WAITING.replace("GO", repr(str(go)))
+    package = make_package(tmp_path / "p", script, LINEAR, [])
+    servers = [serve(package, wait=False, SCORING_PORT=port) for _ in range(2)]
+    for server in servers:
+        server.wait_for("starting")
+    go.touch()
+    eventually(lambda: any(server.process.poll() is not None for server in servers), "one of them gives up")
+    (loser,) = [server for server in servers if server.process.poll() is not None]
+    assert 5 == loser.process.wait()
+    assert "cannot listen here" in loser.events("start_failed")[0]["text"]
+    assert "Traceback" not in loser.raw_log()
+
+
+WAITING = """
+import pathlib, time
+def init():
+    while not pathlib.Path(GO).exists():
+        time.sleep(0.01)
+def run(raw):
+    return [7]
+"""
+
+
 def test_without_keys_only_when_asked_for(linear: Path, serve: Serve) -> None:
     """And the log says so."""
     server = serve(linear, SCORING_AUTH="off")
@@ -83,6 +114,45 @@ def test_on_a_unix_socket(linear: Path, serve: Serve, tmp_path: Path) -> None:
     assert {"result": [14.0]} == server.ask("POST", "/score", GOOD).json
     assert 0 == server.terminate()
     assert not path.exists()
+
+
+def test_a_socket_in_use_is_not_taken_from_its_service(linear: Path, serve: Serve, tmp_path: Path) -> None:
+    """A second service ends with 5; only what a killed one left behind is replaced."""
+    path = tmp_path / "s.sock"
+    server = serve(linear, SCORING_SOCKET=str(path))
+    env = {"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_SOCKET": str(path)}
+    code, text = refused_start(env)
+    assert (5, True) == (code, "SCORING_SOCKET" in text)
+    assert 200 == server.score([[1, 2, 3]]).status
+    server.kill()
+    assert path.exists()
+    assert 200 == serve(linear, SCORING_SOCKET=str(path)).score([[1, 2, 3]]).status
+
+
+def test_a_path_too_long_for_a_socket_is_said(linear: Path) -> None:
+    """Exit code 5, with a reason."""
+    env = {"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_SOCKET": "/tmp/" + "x" * 200}
+    code, text = refused_start(env)
+    assert (5, True) == (code, "cannot listen here (AF_UNIX path too long)" in text)
+
+
+def test_without_descriptors_the_service_waits_and_recovers(linear: Path, serve: Serve) -> None:
+    """It logs a few lines rather than thousands, and goes on when some are free again."""
+    server = serve(linear)
+    pid = server.worker_pids()[0]
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    first = server.connect()
+    assert 200 == first.request("GET", "/").status
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), before[1]))
+    late = server.connect()
+    late.send(request("GET", "/"))
+    server.wait_for("accept_failed", 2)
+    assert 200 == first.request("GET", "/").status
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert 200 == late.answer().status
+    assert {0.5} == {line["again_in"] for line in server.events("accept_failed")}
+    assert len(server.events("accept_failed")) < 500
 
 
 def test_changed_keys_reach_every_worker(linear: Path, serve: Serve, tmp_path: Path) -> None:
@@ -119,8 +189,7 @@ def test_sighup_makes_every_worker_read_the_keys(linear: Path, serve: Serve, tmp
 def test_sighup_while_a_worker_starts_does_not_end_it(tmp_path: Path, serve: Serve) -> None:
     """It is kept for the worker until it can read its keys again."""
     path = keys_file(tmp_path, KEY)
-    waiting = "import time, pathlib\ndef init():\n    print('init')\n    while not pathlib.Path(GO).exists():\n"
-    script = waiting.replace("GO", repr(str(tmp_path / "go"))) + "        time.sleep(0.01)\ndef run(raw): return [7]"
+    script = WAITING.replace("GO", repr(str(tmp_path / "go")))
     server = serve(make_package(tmp_path / "p", script, LINEAR, []), wait=False, SCORING_KEYS_FILE=str(path))
     server.wait_for("starting")
     server.process.send_signal(signal.SIGHUP)
