@@ -31,7 +31,9 @@ class Keys:
 
 
 def take_from_env(env: MutableMapping[str, str]) -> Keys:
-    """The keys in ``env``, taken out of it so that no code of the model's finds them there.
+    """The keys in ``env``, taken out of it so that no code of the model's comes across them there.
+
+    The system still shows what the process was started with (``/proc/self/environ``): a file hides keys better.
 
     Raises:
         ConfigurationError: there is no primary key, or one is too short to be a secret.

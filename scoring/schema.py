@@ -35,6 +35,8 @@ _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
 _BRACKET = re.compile(rb'(?:[^"\[{]++|' + _STRING + rb")*+(?:[\[{]|\Z)", re.DOTALL)
 _COMMA = re.compile(rb'(?:[^",]++|' + _STRING + rb")*+(?:,|\Z)", re.DOTALL)
 
+_NO_NUMBER = re.compile(rb"\b(NaN|Infinity|nan|inf)\b")
+
 LARGEST_FLOAT = 3.4028234663852886e38
 """The largest number of single precision."""
 
@@ -226,7 +228,20 @@ class RowReader:
         except RecursionError:
             raise RequestError(400, "too_deep", "the body is nested too deeply") from None
         except (msgspec.MsgspecError, ValueError) as error:
+            if "out of range" in str(error):
+                self._find_huge_number(body)
             raise RequestError(400, "not_json", _json_problem(body, str(error))) from None
+
+    def _find_huge_number(self, body: bytes) -> None:
+        """Raise for a number beyond double, which is JSON all the same: with its place, when it stands in a row."""
+        try:
+            content = json.loads(body, parse_int=_parse_int, parse_constant=_no_constant)
+            rows = content["data"]
+            for number, row in enumerate(rows, start=1):
+                self._check_row(row, number)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return  # there is more that is wrong, and the caller knows it
+        raise RequestError(400, "out_of_range", "the body holds a number that is too large", "body")
 
     def _check_row(self, row: Any, number: int) -> Row:
         if isinstance(row, dict):
@@ -260,11 +275,20 @@ def _has_more(body: bytes, one: re.Pattern[bytes], limit: int) -> bool:
     return next(islice(one.finditer(body), limit, None), None) is not None
 
 
+def _parse_int(text: str) -> float:
+    return int(text) if len(text) < 400 else float(text)  # more digits than double has make an infinite number
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(text)
+
+
 def _json_problem(body: bytes, error: str) -> str:
     """Why the body is no JSON; the words that people write for numbers which JSON does not have get a hint."""
     if not body.strip():
         return "the body is empty"
-    if any(word in body for word in (b"NaN", b"Infinity", b"nan", b"inf")):
+    at = re.search(r"\(byte (\d+)\)$", error)
+    if at and _NO_NUMBER.search(body, max(0, int(at[1]) - 4), int(at[1]) + 9):
         return f"{quote(error)[1:-1]}; JSON has no NaN or infinity, send null for a missing value"
     return quote(error)[1:-1]
 

@@ -361,6 +361,7 @@ def test_an_onnx_model_that_takes_too_long_is_stopped(tmp_path: Path, serve: Ser
     assert (503, "model_timeout", "1") == (answer.status, answer.json["error"]["code"], answer.headers["retry-after"])
     assert {"result": [1.0]} == server.score([[1.0]]).json
     assert pids == server.worker_pids()
+    assert [] == [line for line in server.raw_log().splitlines() if not line.startswith("{")]
 
 
 ONE_X = {"inputs": [{"name": "X", "type": "double"}], "outputs": LINEAR["outputs"]}
@@ -446,6 +447,8 @@ def test_too_many_connections(linear: Path, serve: Serve) -> None:
 BROKEN = {
     "raises": "def init(): pass\ndef run(raw): raise ValueError('##vso[task.complete]\\nsecond line')",
     "exits": "import sys\ndef init(): pass\ndef run(raw): sys.exit(3)",
+    "raises what is no Exception": "def init(): pass\ndef run(raw): raise BaseException('odd')",
+    "answers half a character": "def init(): pass\ndef run(raw): return ['\\ud800']",
     "recurses": "def init(): pass\ndef run(raw): return run(raw)",
     "answers too few": "def init(): pass\ndef run(raw): return [1, 2]",
     "answers no JSON": "def init(): pass\ndef run(raw): return [object()]",

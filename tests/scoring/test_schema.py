@@ -16,6 +16,9 @@ from schema import RowReader, Signature
 from tests.scoring.packages import LINEAR, MIXED
 
 
+TOO_LARGE = "the number is too large for type double"
+
+
 def reader(signature: Any = LINEAR, max_rows: int = 100) -> RowReader:
     return RowReader(Signature.from_json(json.dumps(signature).encode(), "signature.json"), max_rows)
 
@@ -64,12 +67,25 @@ def test_every_type_and_the_defaults_of_optional_columns() -> None:
         (b"[1]", ("wrong_shape", "body", 'expected {"data": [[…], …]}, got an array')),
         (b"", ("not_json", "", "the body is empty")),
         (b'{"data": [[1,2,"\xff"]]}', ("not_utf8", "byte 16", "the body is not UTF-8")),
+        (b'{"data": [[1,2,3],[1e400,2,3]]}', ("out_of_range", "row 2, column AGE", TOO_LARGE)),
+        (b'{"data": [[1,-1e999,3]]}', ("out_of_range", "row 1, column BMI", TOO_LARGE)),
+        (b'{"data": [[1,2,9' + b"0" * 5000 + b"]]}", ("out_of_range", "row 1, column BP", TOO_LARGE)),
+        (b'{"data": [["x",2,1e400]]}', ("wrong_type", "row 1, column AGE", 'expected a number, got "x"')),
         (b'{"x": "\xff", "data": [[1,2,3]]}', ("not_utf8", "byte 7", "the body is not UTF-8")),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(body: bytes, expected: tuple[str, str, str]) -> None:
     """Status 400, a code, the row counted from 1, the column, and the value."""
     assert (400, *expected) == problem(body)
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "nan", "inf", "-inf"])
+def test_words_for_numbers_that_json_has_not_get_a_hint(word: str) -> None:
+    """Where they stand for a number; not where the text has them by chance."""
+    hint = "JSON has no NaN or infinity, send null for a missing value"
+    assert hint in problem(b'{"data": [[1,2,' + word.encode() + b"]]}")[3]
+    assert hint not in problem(b'{"info": "' + word.encode() + b'", "data": [[1,2,info]]}')[3]
+    assert hint not in problem(b'{"data": [["' + word.encode() + b'",2,3]]')[3]
 
 
 @pytest.mark.parametrize(
