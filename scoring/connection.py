@@ -23,7 +23,7 @@ _MOST_HEADERS = 100
 _KEPT_HEADERS = frozenset(
     (
         b"authorization", b"content-type", b"content-encoding", b"content-length", b"expect", b"host",
-        b"traceparent", b"x-request-id",
+        b"traceparent", b"transfer-encoding", b"x-request-id",
     )
 )  # fmt: skip
 
@@ -64,6 +64,8 @@ class Handler(Protocol):
     now: float
     """Seconds, brought up to date about once a second: good enough for timeouts, and free."""
     draining: bool
+    cut: int
+    """Connections ended before the client had taken in its answers."""
 
     def admit(self, request: Request) -> RequestError | None:
         """Why a request of which only the head has come is refused; None when its body may come."""
@@ -86,7 +88,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_handler", "_transport", "_parser", "_request", "_head_done", "_head_size", "_headers", "_raw_size",
-        "_waiting", "_busy", "_blocked", "_closing", "_ended", "deadline", "_alive",
+        "_waiting", "_busy", "_blocked", "_closing", "_sending", "_ended", "deadline", "_alive", "_upgrading",
     )  # fmt: skip
 
     def __init__(self, handler: Handler) -> None:
@@ -99,8 +101,10 @@ class Connection(asyncio.Protocol):
         self._busy: Request | None = None
         self._blocked = False
         self._closing = False
+        self._sending = False
         self._ended = False
         self._alive = False
+        self._upgrading: Request | None = None
         self.deadline = _NEVER
 
     # Called by the event loop
@@ -117,16 +121,16 @@ class Connection(asyncio.Protocol):
         """Bytes have come."""
         if self._closing:
             return
-        goes_on = self._request is not None
+        self._raw_size += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._no_more()  # the request is answered as if it had not asked; what follows cannot be read any more
+            self._feed(data)
         except httptools.HttpParserError as error:
             if not self._closing:
                 self._refuse(RequestError(400, "bad_request", f"this is not HTTP/1.1 ({_reason(error)})"))
-        if goes_on and self._request is not None and not self._closing:
-            self._count(len(data))
+        if self._raw_size > self._handler.max_header and self._request is not None and not self._closing:
+            self._refuse(head_too_large(self._handler.max_header))
+        if self._waiting:
+            self._advance()
 
     def eof_received(self) -> bool:
         """The client sends no more; it may still wait for answers."""
@@ -187,7 +191,11 @@ class Connection(asyncio.Protocol):
             return
         request.method = self._parser.get_method()
         request.keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
-        error = self._head_error(request) or self._handler.admit(request)
+        error = self._head_error(request)
+        if error is None and self._parser.should_upgrade() and self._can_be_read_anew(request):
+            self._upgrading, self._request = request, None
+            return
+        error = error or self._handler.admit(request)
         if error is not None:
             self._refuse_body(request, error)
         elif request.headers.get(b"expect", b"").lower() == b"100-continue":
@@ -195,6 +203,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         """A part of the body."""
+        self._raw_size = 0
         request = self._request
         if request is None or self._closing:
             return
@@ -211,7 +220,7 @@ class Connection(asyncio.Protocol):
         if request is None or self._closing:
             return
         request.body = request.parts[0] if len(request.parts) == 1 else b"".join(request.parts)
-        if self._busy is not None or self._blocked or self._waiting:
+        if self._busy is not None or self._blocked or self._waiting or self._handler.draining:
             self._waiting.append(request)
             self._transport.pause_reading()
         else:
@@ -223,7 +232,8 @@ class Connection(asyncio.Protocol):
         """Write an answer: ``fields`` are whole header lines."""
         if not self._alive:
             return
-        close = not request.keep_alive or self._handler.draining
+        last = not self._waiting and self._request is None
+        close = not request.keep_alive or (self._handler.draining and last)
         ending = b"Connection: close\r\n" if close else b""
         shown = b"" if request.method == b"HEAD" else body
         head = b"%b%b%bContent-Length: %d\r\n\r\n" % (_HEADS[status], fields, ending, len(body))
@@ -250,9 +260,14 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """End what takes too long: an idle connection, a request that does not come, answers that are not taken in."""
+        if self._sending and not self._transport.get_write_buffer_size():
+            self._sending = False
+            self.deadline = now + LINGER
         if now < self.deadline:
             return
         if self._closing or self._blocked:
+            if self._transport.get_write_buffer_size():
+                self._handler.cut += 1
             self._transport.abort()
         elif self._request is not None:
             self._refuse(RequestError(408, "request_timeout", "the request did not come to its end in time"))
@@ -268,6 +283,25 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     # Inside
+
+    def _feed(self, data: bytes) -> None:
+        """Let the parser read; a request that wants another protocol is read anew as one that does not."""
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._upgrading is None:  # what follows cannot be read
+                    self._no_more()
+                    return
+                request, self._upgrading = self._upgrading, None
+                self._parser = httptools.HttpRequestParser(self)  # llhttp reads no body after such a head
+                start = upgrade.args[0]
+                data = _head(request) + data[start:]
+
+    def _can_be_read_anew(self, request: Request) -> bool:
+        """HTTP/1.0 knows no upgrade, and CONNECT is one in itself."""
+        return request.method != b"CONNECT" and self._parser.get_http_version() == "1.1"
 
     def _serve(self, request: Request) -> None:
         self.deadline = _NEVER
@@ -298,14 +332,6 @@ class Connection(asyncio.Protocol):
             self._idle()
             self._transport.resume_reading()
 
-    def _count(self, size: int) -> None:
-        """Bytes of a request for which the parser has no callback yet must not pile up in it."""
-        self._raw_size += size
-        limit = self._handler.max_header if not self._head_done else 8 * self._handler.max_body + _SMALL
-        if self._raw_size > limit:
-            error = too_large(self._handler.max_body) if self._head_done else head_too_large(self._handler.max_header)
-            self._refuse(error)
-
     def _head_error(self, request: Request) -> RequestError | None:
         limit = self._handler.max_header
         if len(request.target) > limit // 2:
@@ -326,7 +352,8 @@ class Connection(asyncio.Protocol):
         request.refusal = error
         length = request.headers.get(b"content-length", b"0")
         expects = b"expect" in request.headers
-        if error.status in (414, 431) or expects or len(length) > 6 or int(length) > _SMALL:
+        chunked = b"transfer-encoding" in request.headers  # no length, and trailers of any size
+        if error.status in (414, 431) or expects or chunked or len(length) > 6 or int(length) > _SMALL:
             self._refuse(error)
 
     def _refuse(self, error: RequestError) -> None:
@@ -350,18 +377,29 @@ class Connection(asyncio.Protocol):
             self._close_softly()
 
     def _close_softly(self) -> None:
-        """Send what is written and the end of it; take in for a while what the client still sends."""
+        """Send what is written and the end of it; take in for a while what the client still sends.
+
+        A client that reads slowly has as long for the last answer as for any; LINGER begins when all is sent.
+        """
         if not self._alive or self._closing:
             return
         self._closing = True
         self._waiting.clear()
         self._request = None
-        self.deadline = self._handler.now + LINGER
+        self._sending = self._transport.get_write_buffer_size() > 0
+        self.deadline = self._handler.now + (self._handler.read_timeout if self._sending else LINGER)
         if self._ended:
             self._transport.close()
         else:
             self._transport.write_eof()
             self._transport.resume_reading()
+
+
+def _head(request: Request) -> bytes:
+    """The head of a request again, as far as it matters here."""
+    fields = b"".join(b"%b: %b\r\n" % field for field in request.headers.items())
+    ending = b"" if request.keep_alive else b"Connection: close\r\n"
+    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (request.method, request.target, fields, ending)
 
 
 def too_large(limit: int) -> RequestError:

@@ -31,7 +31,9 @@ class Keys:
 
 
 def take_from_env(env: MutableMapping[str, str]) -> Keys:
-    """The keys in ``env``, taken out of it so that no code of the model's finds them there.
+    """The keys in ``env``, taken out of it so that no code of the model's comes across them there.
+
+    The system still shows what the process was started with (``/proc/self/environ``): a file hides keys better.
 
     Raises:
         ConfigurationError: there is no primary key, or one is too short to be a secret.
@@ -44,12 +46,14 @@ def read_file(path: str) -> Keys:
     """The keys in a JSON file ``{"primary": …, "secondary": …}``; raises ConfigurationError when it holds none."""
     try:
         content = json.loads(Path(path).read_bytes())
-        found = {name: str(content.get(name) or "") for name in NAMES}
+        found = {name: content.get(name) or "" for name in NAMES}
+        if not all(isinstance(key, str) for key in found.values()):
+            raise ValueError("a key is text")
     except OSError as error:
         raise ConfigurationError(
             f"cannot be read ({error.strerror})", where=path, next_step="point SCORING_KEYS_FILE to a readable file"
         ) from None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise ConfigurationError(
             "is not a file of keys", where=path, next_step='write {"primary": "…", "secondary": "…"} into it'
         ) from None

@@ -92,6 +92,7 @@ class Lane:
             outcome = error
         except BaseException as error:  # a thread must give back its place whatever happened
             outcome = RequestError(500, "internal", f"unexpected {type(error).__name__}")
+            outcome.__cause__ = error
         loop.call_soon_threadsafe(self._came_back, job, outcome)
 
     def _came_back(self, job: Job, outcome: Outcome) -> None:

@@ -70,20 +70,26 @@ class Scorer:
             RequestError: the request is wrong, or the model failed (status 500).
         """
         rows = self._reader.read(body)
-        return self._encode({"result": self._predict(rows)}), len(rows)
+        try:
+            return self._encode({"result": self._model.predict(rows)}), len(rows)
+        except RequestError:
+            raise
+        except BaseException as error:  # a script may raise, or return, whatever it likes
+            raise _failed(error) from error
 
     def answer(self, body: bytes) -> dict[str, Any]:
         """The same as :meth:`score`, as a value."""
         rows = self._reader.read(body)
-        return {"result": msgspec.to_builtins(self._predict(rows), enc_hook=_plain_value)}
-
-    def _predict(self, rows: Sequence[Row]) -> Any:
         try:
-            return self._model.predict(rows)
+            return {"result": msgspec.to_builtins(self._model.predict(rows), enc_hook=_plain_value)}
         except RequestError:
             raise
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            raise RequestError(500, "model_failed", f"the model failed: {type(error).__name__}") from error
+        except BaseException as error:
+            raise _failed(error) from error
+
+
+def _failed(error: BaseException) -> RequestError:
+    return RequestError(500, "model_failed", f"the model failed: {type(error).__name__}")
 
 
 def _plain_value(value: Any) -> Any:
@@ -212,7 +218,7 @@ class OnnxModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self._new_run_options = onnxruntime.RunOptions
-        self._run_options = onnxruntime.RunOptions()
+        self._run_options = self._quiet_options()
         self._run = session.run
         self._output = [session.get_outputs()[0].name]
         self._scalar = len(signature.outputs) == 1
@@ -237,7 +243,12 @@ class OnnxModel:
     def cancel(self) -> None:
         """Stop the run at its next operator; later runs get fresh options."""
         self._run_options.terminate = True
-        self._run_options = self._new_run_options()
+        self._run_options = self._quiet_options()
+
+    def _quiet_options(self) -> Any:
+        options = self._new_run_options()
+        options.log_severity_level = 4  # a run that is stopped would write a line of its own, past our log
+        return options
 
     def _one_tensor(self, rows: Sequence[Row]) -> dict[str, Array]:
         name = self._names[0]

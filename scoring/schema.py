@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -24,6 +26,17 @@ _FLOATS = ("double", "float")
 _WHOLE = {"long": 63, "integer": 31}
 _TYPES = (*_FLOATS, *_WHOLE, "boolean", "string")
 _EXPECTED = {"boolean": "true or false", "string": "a string", "long": "a whole number", "integer": "a whole number"}
+_SPARE = 1000
+"""Brackets and commas that a body may have beyond those of its rows, for the keys beside ``data``."""
+
+# Everything up to the next one that is in no string, or to the end. They match at every place of any text, so nothing
+# is looked at twice; a string without end is one to the end.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
+_BRACKET = re.compile(rb'(?:[^"\[{]++|' + _STRING + rb")*+(?:[\[{]|\Z)", re.DOTALL)
+_COMMA = re.compile(rb'(?:[^",]++|' + _STRING + rb")*+(?:,|\Z)", re.DOTALL)
+
+_NO_NUMBER = re.compile(rb"\b(NaN|Infinity|nan|inf)\b")
+
 LARGEST_FLOAT = 3.4028234663852886e38
 """The largest number of single precision."""
 
@@ -129,7 +142,10 @@ class RowReader:
         self._max_rows = max_rows
         self._arrays, self._objects = _decoders(signature.inputs)
         self._optional = [(i, column.default) for i, column in enumerate(self._columns) if not column.required]
-        self._generic = msgspec.json.Decoder()
+        self._generic = msgspec.json.Decoder().decode
+        self._skim = msgspec.json.Decoder(msgspec.Raw).decode
+        self._most_brackets = max_rows + _SPARE
+        self._most_commas = max_rows * len(self._columns) + _SPARE
 
     def read(self, body: bytes) -> list[Row]:
         """The rows, each with one value a column in the signature's order, defaults filled in.
@@ -137,6 +153,8 @@ class RowReader:
         Raises:
             RequestError: 400 with the place of the first wrong value; 413 for too many rows.
         """
+        if len(body) > self._most_brackets:
+            self._check_brackets(body)
         rows = self._read_fast(body)
         if rows is None:
             rows = self._read_carefully(body)
@@ -144,6 +162,21 @@ class RowReader:
             raise RequestError(400, "no_rows", "data holds no rows", "data")
         self._check_count(rows)
         return rows
+
+    def _check_brackets(self, body: bytes) -> None:
+        """Refuse more rows than are allowed before they are made: an empty one takes 3 bytes here, 64 or more there."""
+        if body.count(b"[") + body.count(b"{") > self._most_brackets and _has_more(body, _BRACKET, self._most_brackets):
+            self._refuse_size(body)
+
+    def _check_commas(self, body: bytes) -> None:
+        """The same for values; the fast reading needs no such check, it ends at the first value too many in a row."""
+        if body.count(b",") > self._most_commas and _has_more(body, _COMMA, self._most_commas):
+            self._refuse_size(body)
+
+    def _refuse_size(self, body: bytes) -> None:
+        self._parse(body, self._skim)  # what is no JSON, or has no bottom, is told so
+        message = f"a request may hold {self._max_rows} rows of {len(self._columns)} values, this one has more"
+        raise RequestError(413, "too_many_rows", message)
 
     def _check_count(self, rows: Sequence[Any]) -> None:
         if len(rows) > self._max_rows:
@@ -174,7 +207,8 @@ class RowReader:
         return filled
 
     def _read_carefully(self, body: bytes) -> list[Row]:
-        content = self._parse(body)
+        self._check_commas(body)
+        content = self._parse(body, self._generic)
         if not isinstance(content, dict):
             raise RequestError(400, "wrong_shape", f'expected {{"data": [[…], …]}}, got {_shown(content)}', "body")
         if "data" not in content:
@@ -185,16 +219,29 @@ class RowReader:
         self._check_count(data)
         return [self._check_row(row, number) for number, row in enumerate(data, start=1)]
 
-    def _parse(self, body: bytes) -> Any:
+    def _parse(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
         try:
             body.decode("utf-8")
-            return self._generic.decode(body)
+            return decode(body)
         except UnicodeDecodeError as error:
             raise RequestError(400, "not_utf8", "the body is not UTF-8", f"byte {error.start}") from None
         except RecursionError:
             raise RequestError(400, "too_deep", "the body is nested too deeply") from None
         except (msgspec.MsgspecError, ValueError) as error:
+            if "out of range" in str(error):
+                self._find_huge_number(body)
             raise RequestError(400, "not_json", _json_problem(body, str(error))) from None
+
+    def _find_huge_number(self, body: bytes) -> None:
+        """Raise for a number beyond double, which is JSON all the same: with its place, when it stands in a row."""
+        try:
+            content = json.loads(body, parse_int=_parse_int, parse_constant=_no_constant)
+            rows = content["data"]
+            for number, row in enumerate(rows, start=1):
+                self._check_row(row, number)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return  # there is more that is wrong, and the caller knows it
+        raise RequestError(400, "out_of_range", "the body holds a number that is too large", "body")
 
     def _check_row(self, row: Any, number: int) -> Row:
         if isinstance(row, dict):
@@ -223,11 +270,25 @@ class RowReader:
         return [check_value(row.get(column.name), column, place) for column, place in places]
 
 
+def _has_more(body: bytes, one: re.Pattern[bytes], limit: int) -> bool:
+    """Whether ``one``, which also takes what comes before, is found more than ``limit`` times outside of strings."""
+    return next(islice(one.finditer(body), limit, None), None) is not None
+
+
+def _parse_int(text: str) -> float:
+    return int(text) if len(text) < 400 else float(text)  # more digits than double has make an infinite number
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(text)
+
+
 def _json_problem(body: bytes, error: str) -> str:
     """Why the body is no JSON; the words that people write for numbers which JSON does not have get a hint."""
     if not body.strip():
         return "the body is empty"
-    if any(word in body for word in (b"NaN", b"Infinity", b"nan", b"inf")):
+    at = re.search(r"\(byte (\d+)\)$", error)
+    if at and _NO_NUMBER.search(body, max(0, int(at[1]) - 4), int(at[1]) + 9):
         return f"{quote(error)[1:-1]}; JSON has no NaN or infinity, send null for a missing value"
     return quote(error)[1:-1]
 

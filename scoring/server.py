@@ -8,6 +8,7 @@ sound.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -42,6 +43,7 @@ class Supervisor:
     def __init__(self, settings: Settings, listener: socket.socket, keys: KeyRing, shared: SharedMetrics) -> None:
         self._settings = settings
         self._listener = listener
+        self._socket_id = os.stat(settings.socket).st_ino if settings.socket else 0
         self._keys = keys
         self._shared = shared
         self._journal = Journal(1, lambda lines: shared.workers[0].add("log_lines_dropped", lines))
@@ -61,12 +63,21 @@ class Supervisor:
             number = received.si_signo if received else None
             if number in (signal.SIGTERM, signal.SIGINT):
                 return self._stop(0)
+            if number == signal.SIGHUP or self._keys.has_changed():
+                self._reload_keys()
             if number == signal.SIGHUP:
                 self._send(signal.SIGHUP)
             code = self._replace_lost()
             if code:
                 return self._stop(code)
             self._end_stuck()
+
+    def _reload_keys(self) -> None:
+        """Follow the file as the workers do: one that is forked later starts with what is known here. They say so."""
+        try:
+            self._keys.reload()
+        except ConfigurationError as error:
+            self._journal.event("error", "keys_not_reloaded", where=error.where, text=error.what)
 
     def _fork(self, index: int) -> None:
         """Start the worker ``index``. Forking this small process early costs less than starting Python anew."""
@@ -82,7 +93,8 @@ class Supervisor:
         self._children[index] = Child(pid, time.monotonic())
 
     def _work(self, index: int) -> int:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        # SIGHUP waits until the worker can handle it: it would end one that is still loading its model.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number for number in _SIGNALS if number != signal.SIGHUP])
         metrics = self._shared.workers[index]
         journal = Journal(1, lambda lines: metrics.add("log_lines_dropped", lines))
         # Imported here: with the libraries in this process, every worker would be forked with their threads and memory.
@@ -155,12 +167,16 @@ class Supervisor:
             if self._children:
                 signal.sigtimedwait((signal.SIGCHLD,), 0.05)
         self._send(signal.SIGKILL)
-        if self._settings.socket:
-            with contextlib.suppress(OSError):
-                os.unlink(self._settings.socket)
+        self._remove_socket()
         self._journal.event("info", "stopped", workers_killed=len(self._children), exit_code=code)
         self._journal.flush()
         return code
+
+    def _remove_socket(self) -> None:
+        """Take the socket's path away, unless another service has put its own there."""
+        with contextlib.suppress(OSError):
+            if self._socket_id and os.stat(self._settings.socket).st_ino == self._socket_id:
+                os.unlink(self._settings.socket)
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
@@ -184,7 +200,8 @@ def bind(settings: Settings) -> socket.socket:
     except OSError as error:
         where = settings.socket or f"{settings.host}:{settings.port}"
         next_step = "choose another with SCORING_SOCKET" if settings.socket else "choose another with SCORING_PORT"
-        raise UnavailableError(f"cannot listen here ({error.strerror})", where=where, next_step=next_step) from None
+        what = f"cannot listen here ({error.strerror or error})"
+        raise UnavailableError(what, where=where, next_step=next_step) from None
 
 
 def _bind_port(host: str, port: int) -> socket.socket:
@@ -197,16 +214,24 @@ def _bind_port(host: str, port: int) -> socket.socket:
 
 
 def _bind_path(path: str) -> socket.socket:
-    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
-        os.unlink(path)  # left behind by a service that was killed
+    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode) and _is_left_behind(path):
+        os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     os.chmod(path, 0o660)
     return listener
 
 
+def _is_left_behind(path: str) -> bool:
+    """Whether the socket is that of a service that was killed: nobody listens any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)  # a full queue is somebody's, too
+        return client.connect_ex(path) == errno.ECONNREFUSED
+
+
 def main() -> int:
     """Start the service; returns the exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # keys may be rotated while the service starts
     try:
         settings = Settings.from_env(os.environ)
         keys = read_keys(settings)

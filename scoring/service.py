@@ -64,6 +64,7 @@ class Service:
         self.idle_timeout = settings.idle_timeout
         self.now = time.monotonic()
         self.draining = False
+        self.cut = 0
         self.connections: set[Connection] = set()
         self.lane: Lane | None = None
         self.keys = keys

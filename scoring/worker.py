@@ -17,7 +17,7 @@ import msgspec
 import uvloop
 
 from connection import Connection
-from errors import ConfigurationError, StartError
+from errors import ConfigurationError, StartError, UnavailableError
 from journal import Journal, JournalStream
 from keys import KeyRing
 from lane import Lane
@@ -32,6 +32,7 @@ STUCK = 70
 
 _TICK = 1.0
 _ACCEPT_PAUSE = 0.001
+_DESCRIPTOR_PAUSE = 0.5
 _MOST_PAUSES = 10
 
 
@@ -55,6 +56,7 @@ class Worker:
         self._journal = journal
         self._parent = os.getppid()
         self._pauses = 0
+        self._is_paused = False
         self._accepting: set[asyncio.Task[object]] = set()
         self._drain_until = 0.0
         self._close_idle_at = 0.0
@@ -77,9 +79,10 @@ class Worker:
         self._warm_up(scorer)
         loop.add_signal_handler(signal.SIGTERM, self._drain)
         loop.add_signal_handler(signal.SIGHUP, self._reload_keys)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # one that came during the start is handled now
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and sends SIGTERM
         self._listener.setblocking(False)
-        self._listener.listen(BACKLOG)
+        self._listen()
         loop.add_reader(self._listener.fileno(), self._accept)
         self._metrics.set("pid", os.getpid())
         self._metrics.set("ready", 1)
@@ -88,11 +91,21 @@ class Worker:
         self._tick()
         self._write_log()
         await self._stopped.wait()
-        self._journal.event("info", "stopped", worker=os.getpid(), connections_cut=len(self._service.connections))
+        cut = self._service.cut + len(self._service.connections)
+        self._journal.event("info", "stopped", worker=os.getpid(), connections_cut=cut)
         for connection in list(self._service.connections):
             connection.abort()
         self._journal.flush()
         return self._exit_code
+
+    def _listen(self) -> None:
+        """Take connections; another service may have begun to since the address was bound (UnavailableError)."""
+        try:
+            self._listener.listen(BACKLOG)
+        except OSError as error:
+            where = self._settings.socket or f"{self._settings.host}:{self._settings.port}"
+            next_step = "end the other service, or choose another SCORING_PORT"
+            raise UnavailableError(f"cannot listen here ({error.strerror})", where=where, next_step=next_step) from None
 
     def _lane(self, scorer: Scorer) -> Lane:
         settings = self._settings
@@ -130,7 +143,7 @@ class Worker:
         except (BlockingIOError, ConnectionAbortedError):
             return False
         except OSError as error:  # no more descriptors: those in use come back
-            self._journal.event("error", "accept_failed", text=str(error))
+            self._pause_accepting(error)
             return False
         if connected.family != socket.AF_UNIX:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -141,6 +154,15 @@ class Worker:
         task.add_done_callback(self._accepting.discard)
         return True
 
+    def _pause_accepting(self, error: OSError) -> None:
+        """Try again later: the connection stays in the queue, and would wake up the event loop without end."""
+        if self._is_paused:
+            return
+        self._is_paused = True
+        self._journal.event("error", "accept_failed", text=str(error), again_in=_DESCRIPTOR_PAUSE)
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(_DESCRIPTOR_PAUSE, self._accept_again)
+
     async def _connect(self, connected: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: Connection(self._service), connected)
@@ -148,6 +170,7 @@ class Worker:
             connected.close()
 
     def _accept_again(self) -> None:
+        self._is_paused = False
         if self._listener.fileno() >= 0 and not self._service.draining:
             self._loop.add_reader(self._listener.fileno(), self._accept)
 
@@ -159,7 +182,14 @@ class Worker:
     # Once in a while
 
     def _tick(self) -> None:
-        """Time passes: limits of connections, changed keys, a parent that is gone."""
+        """Time passes; whatever goes wrong with it is logged, and it goes on passing."""
+        try:
+            self._look_around()
+        finally:
+            self._loop.call_later(_TICK, self._tick)
+
+    def _look_around(self) -> None:
+        """Limits of connections, changed keys, a parent that is gone."""
         service = self._service
         service.tick()
         self._metrics.set("heartbeat", service.now)
@@ -169,7 +199,6 @@ class Worker:
             self._reload_keys()
         if os.getppid() != self._parent and not service.draining:
             self._drain()
-        self._loop.call_later(_TICK, self._tick)
 
     def _write_log(self) -> None:
         """Many lines are written at once, none later than this."""
@@ -202,12 +231,18 @@ class Worker:
         """Take no more connections, answer what has come, end within the time that is set."""
         if self._service.draining:
             return
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.listen(0)  # what has not reached the queue by now is refused, and can try elsewhere
+        # What has not reached the queue by now is refused, and can try elsewhere. This holds for all workers.
+        self._listener.listen(0)
         while self._accept_one():
             pass
+        self._finish()
+
+    def _finish(self) -> None:
+        """Leave new connections to the other workers, and end when those of this one are through."""
+        self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self._service.draining = True
+        self._service.cut = 0
         self._metrics.set("ready", 0)
         now = time.monotonic()
         self._drain_until = now + self._settings.drain_timeout
@@ -231,7 +266,8 @@ class Worker:
         """The model does not come back: serve what else is under way, then make room for a new worker."""
         self._journal.event("error", "stuck", worker=os.getpid(), text="the model does not come back")
         self._exit_code = STUCK
-        self._drain()
+        if not self._service.draining:
+            self._finish()
 
 
 def _allow_many_connections() -> None:

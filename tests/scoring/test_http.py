@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import time
 from typing import Any
 
 import pytest
 
-from tests.scoring.harness import KEY, OTHER_KEY, PATIENCE, Server, request
+from tests.scoring.harness import KEY, OTHER_KEY, PATIENCE, Answer, Client, Server, request
 
 GOOD = b'{"data": [[1, 2, 3]]}'
 
@@ -199,10 +200,49 @@ def test_what_is_not_http_gets_400_and_the_end(shared_server: Server, garbage: b
 
 
 def test_an_upgrade_is_ignored(shared_server: Server) -> None:
-    """The request is answered as HTTP/1.1; the connection ends, since what follows would be another protocol."""
+    """The request is answered as HTTP/1.1 with its body, as Java's client sends it, and so are those after it."""
+    upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABk"}
+    chunked = {**upgrade, "Transfer-Encoding": "chunked", "Content-Length": ""}
     with shared_server.connect() as client:
-        answer = client.request("GET", "/", headers={"Connection": "Upgrade", "Upgrade": "h2c"})
-        assert 200 == answer.status
+        assert 200 == client.request("GET", "/", headers=upgrade).status
+        assert {"result": [14.0]} == client.request("POST", "/score", GOOD, upgrade).json
+        client.send(request("POST", "/score", headers=chunked) + b"15\r\n" + GOOD + b"\r\n0\r\n\r\n")
+        client.send(request("POST", "/score", GOOD, upgrade) * 2 + request("GET", "/", headers=upgrade))
+        assert [{"result": [14.0]}] * 3 == [client.answer().json for _ in range(3)]
+        assert 200 == client.answer().status
+        closing = {**upgrade, "Connection": "Upgrade, close"}
+        assert {"result": [14.0]} == client.request("POST", "/score", GOOD, closing).json
+        assert client.is_closed()
+
+
+def test_a_trailer_is_limited_like_a_head(shared_server: Server) -> None:
+    """It is read after a body whose length nobody knows, and kept nowhere."""
+    chunked = {"Transfer-Encoding": "chunked", "Content-Length": ""}
+    with shared_server.connect() as client:
+        start = request("POST", "/score", headers=chunked) + b"15\r\n" + GOOD + b"\r\n0\r\n"
+        client.send(start + b"X-Small: 1\r\n\r\n")
+        assert 200 == client.answer().status
+        client.send(start + b"X-Large: ")
+        assert (431, "header_too_large") == error_of(answer_while_sending(client, b"x" * 1000, 200))
+        assert client.is_closed()
+
+
+def test_a_refused_request_without_length_is_not_read_on(shared_server: Server) -> None:
+    """Without a key nobody can make the service take in chunks and trailers."""
+    with shared_server.connect() as client:
+        headers = {"Authorization": "", "Transfer-Encoding": "chunked", "Content-Length": ""}
+        client.send(request("POST", "/score", headers=headers))
+        assert (401, "unauthorized") == error_of(client.answer())
+        assert client.is_closed()
+
+
+def answer_while_sending(client: Client, piece: bytes, most: int) -> Answer:
+    """Send ``piece`` again and again, until there is an answer."""
+    for _ in range(most):
+        client.send(piece)
+        if select.select([client.socket], [], [], 0.01)[0]:
+            break
+    return client.answer()
 
 
 def test_request_ids_and_traceparent(shared_server: Server) -> None:

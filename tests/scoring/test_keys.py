@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,21 @@ def test_either_key_is_accepted_and_nothing_else() -> None:
     assert not keys.accept(b"Bearer \xff\xfe")
 
 
+def test_both_keys_are_compared_whatever_the_first_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In constant time, and both always: the time tells neither a byte nor which key was nearly right."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(given: bytes, key: bytes) -> bool:
+        compared.append((given, key))
+        return given == key
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for given in (PRIMARY, SECONDARY, "wrong"):
+        compared.clear()
+        Keys(PRIMARY, SECONDARY).accept(f"Bearer {given}".encode())
+        assert [(given.encode(), PRIMARY.encode()), (given.encode(), SECONDARY.encode())] == compared
+
+
 def test_keys_leave_the_environment_when_they_are_read() -> None:
     """A model's script cannot find them there."""
     env = {"SCORING_PRIMARY_KEY": PRIMARY, "SCORING_SECONDARY_KEY": SECONDARY, "OTHER": "1"}
@@ -32,7 +48,13 @@ def test_keys_leave_the_environment_when_they_are_read() -> None:
     assert keys.accept(f"Bearer {SECONDARY}".encode())
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"primary": ""}', '{"primary": "short"}', '{"primary": 7}'])
+NO_KEYS = [
+    "", "[]", "{}", '{"primary": ""}', '{"primary": "short"}', '{"primary": 7}', '{"primary": 1234567890123456789}',
+    "[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NO_KEYS, ids=range(len(NO_KEYS)))
 def test_a_file_without_keys_is_refused_and_not_quoted(tmp_path: Path, content: str) -> None:
     """Exit code 4, the place, and nothing of the content."""
     path = tmp_path / "keys.json"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -69,6 +71,35 @@ def test_a_taken_port_is_said(linear: Path, serve: Serve) -> None:
     assert (5, True) == (code, "SCORING_PORT" in text)
 
 
+def test_two_services_that_start_at_once_on_one_port(tmp_path: Path, serve: Serve) -> None:
+    """Both can bind it before either listens: the later one ends with 5 and says why."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    go = tmp_path / "go"
+    script = WAITING.replace("GO", repr(str(go)))
+    package = make_package(tmp_path / "p", script, LINEAR, [])
+    servers = [serve(package, wait=False, SCORING_PORT=port) for _ in range(2)]
+    for server in servers:
+        server.wait_for("starting")
+    go.touch()
+    eventually(lambda: any(server.process.poll() is not None for server in servers), "one of them gives up")
+    (loser,) = [server for server in servers if server.process.poll() is not None]
+    assert 5 == loser.process.wait()
+    assert "cannot listen here" in loser.events("start_failed")[0]["text"]
+    assert "Traceback" not in loser.raw_log()
+
+
+WAITING = """
+import pathlib, time
+def init():
+    while not pathlib.Path(GO).exists():
+        time.sleep(0.01)
+def run(raw):
+    return [7]
+"""
+
+
 def test_without_keys_only_when_asked_for(linear: Path, serve: Serve) -> None:
     """And the log says so."""
     server = serve(linear, SCORING_AUTH="off")
@@ -85,34 +116,123 @@ def test_on_a_unix_socket(linear: Path, serve: Serve, tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_socket_in_use_is_not_taken_from_its_service(linear: Path, serve: Serve, tmp_path: Path) -> None:
+    """A second service ends with 5; only what a killed one left behind is replaced."""
+    path = tmp_path / "s.sock"
+    server = serve(linear, SCORING_SOCKET=str(path))
+    env = {"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_SOCKET": str(path)}
+    code, text = refused_start(env)
+    assert (5, True) == (code, "SCORING_SOCKET" in text)
+    assert 200 == server.score([[1, 2, 3]]).status
+    server.kill()
+    assert path.exists()
+    assert 200 == serve(linear, SCORING_SOCKET=str(path)).score([[1, 2, 3]]).status
+
+
+def test_a_path_too_long_for_a_socket_is_said(linear: Path) -> None:
+    """Exit code 5, with a reason."""
+    env = {"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_SOCKET": "/tmp/" + "x" * 200}
+    code, text = refused_start(env)
+    assert (5, True) == (code, "cannot listen here (AF_UNIX path too long)" in text)
+
+
+def test_without_descriptors_the_service_waits_and_recovers(linear: Path, serve: Serve) -> None:
+    """It logs a few lines rather than thousands, and goes on when some are free again."""
+    server = serve(linear)
+    pid = server.worker_pids()[0]
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    first = server.connect()
+    assert 200 == first.request("GET", "/").status
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), before[1]))
+    late = server.connect()
+    late.send(request("GET", "/"))
+    server.wait_for("accept_failed", 2)
+    assert 200 == first.request("GET", "/").status
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert 200 == late.answer().status
+    assert {0.5} == {line["again_in"] for line in server.events("accept_failed")}
+    assert len(server.events("accept_failed")) < 500
+
+
 def test_changed_keys_reach_every_worker(linear: Path, serve: Serve, tmp_path: Path) -> None:
-    """By the changed file alone, and by SIGHUP; the old key ends, a wrong file changes nothing."""
-    path = tmp_path / "keys.json"
-    path.write_text(json.dumps({"primary": KEY, "secondary": OTHER_KEY}))
+    """By the changed file alone; the old key ends, a wrong file changes nothing, and no key is in the log."""
+    path = keys_file(tmp_path, KEY)
     server = serve(linear, SCORING_KEYS_FILE=str(path), SCORING_WORKERS="2")
-
-    def status(key: str) -> set[int]:
-        answers = []
-        clients = [server.connect() for _ in range(8)]
-        for client in clients:
-            answers.append(client.request("POST", "/score", GOOD, {"Authorization": f"Bearer {key}"}).status)
-            client.close()
-        return set(answers)
-
-    new = "rotated-0123456789abcdef"
-    path.write_text(json.dumps({"primary": new, "secondary": OTHER_KEY}))
+    keys_file(tmp_path, NEW_KEY)
     server.wait_for("keys_reloaded", 2)
-    assert ({200}, {401}, {200}) == (status(new), status(KEY), status(OTHER_KEY))
+    assert ({200}, {401}, {200}) == tuple(statuses(server, key) for key in (NEW_KEY, KEY, OTHER_KEY))
     path.write_text("not json")
-    server.process.send_signal(signal.SIGHUP)
-    server.wait_for("keys_not_reloaded", 2)
-    assert {200} == status(new)
+    server.wait_for("keys_not_reloaded", 3)
+    assert {200} == statuses(server, NEW_KEY)
+    keys_file(tmp_path, KEY)
+    server.wait_for("keys_reloaded", 4)
+    assert ({200}, {401}) == (statuses(server, KEY), statuses(server, NEW_KEY))
+    assert not any(key in server.raw_log() for key in (KEY, OTHER_KEY, NEW_KEY))
+
+
+def test_sighup_makes_every_worker_read_the_keys(linear: Path, serve: Serve, tmp_path: Path) -> None:
+    """Also when nothing about the file shows that its content is another one."""
+    path = keys_file(tmp_path, KEY)
+    server = serve(linear, SCORING_KEYS_FILE=str(path), SCORING_WORKERS="2")
+    old = path.stat()
+    with path.open("r+") as file:  # in place, equally long, and of the same age
+        file.write(json.dumps({"primary": NEW_KEY, "secondary": OTHER_KEY}))
+        file.flush()
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
     before = len(server.events("keys_reloaded"))
-    path.write_text(json.dumps({"primary": KEY, "secondary": OTHER_KEY}))
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("keys_reloaded", before + 2)
-    assert ({200}, {401}) == (status(KEY), status(new))
-    assert not any(key in server.raw_log() for key in (KEY, OTHER_KEY, new))
+    assert ({200}, {401}) == (statuses(server, NEW_KEY), statuses(server, KEY))
+
+
+def test_sighup_while_a_worker_starts_does_not_end_it(tmp_path: Path, serve: Serve) -> None:
+    """It is kept for the worker until it can read its keys again."""
+    path = keys_file(tmp_path, KEY)
+    script = WAITING.replace("GO", repr(str(tmp_path / "go")))
+    server = serve(make_package(tmp_path / "p", script, LINEAR, []), wait=False, SCORING_KEYS_FILE=str(path))
+    server.wait_for("starting")
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: bool(server.worker_pids()), "a worker is started")
+    server.process.send_signal(signal.SIGHUP)
+    (tmp_path / "go").touch()
+    server.wait_until_ready()
+    assert (1, []) == (len(server.events("ready")), server.events("worker_lost"))
+    server.wait_for("keys_reloaded")
+    assert {"result": [7]} == server.score([[1, 2, 3]]).json
+
+
+def test_a_revoked_key_stays_revoked_when_a_worker_is_replaced(linear: Path, serve: Serve, tmp_path: Path) -> None:
+    """A new worker starts with the keys in force, not with those of the start, even if the file is wrong by then."""
+    path = keys_file(tmp_path, KEY)
+    server = serve(linear, SCORING_KEYS_FILE=str(path))
+    keys_file(tmp_path, NEW_KEY)
+    server.wait_for("keys_reloaded")
+    path.write_text('{"primary": "')
+    server.wait_for("keys_not_reloaded", 2)
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    server.wait_for("ready", 2)
+    assert ({401}, {200}) == (statuses(server, KEY), statuses(server, NEW_KEY))
+
+
+NEW_KEY = "rotated-0123456789abcdef"  # as long as KEY
+
+
+def keys_file(directory: Path, primary: str) -> Path:
+    """The file with ``primary`` and the usual second key."""
+    path = directory / "keys.json"
+    path.write_text(json.dumps({"primary": primary, "secondary": OTHER_KEY}))
+    return path
+
+
+def statuses(server: Server, key: str) -> set[int]:
+    """How ``key`` is answered on connections that every worker gets some of."""
+    answers = []
+    clients = [server.connect() for _ in range(8)]
+    for client in clients:
+        answers.append(client.request("POST", "/score", GOOD, {"Authorization": f"Bearer {key}"}).status)
+        client.close()
+    return set(answers)
 
 
 def test_numbers_are_summed_over_workers_and_outlive_them(linear: Path, serve: Serve) -> None:
@@ -241,6 +361,7 @@ def test_an_onnx_model_that_takes_too_long_is_stopped(tmp_path: Path, serve: Ser
     assert (503, "model_timeout", "1") == (answer.status, answer.json["error"]["code"], answer.headers["retry-after"])
     assert {"result": [1.0]} == server.score([[1.0]]).json
     assert pids == server.worker_pids()
+    assert [] == [line for line in server.raw_log().splitlines() if not line.startswith("{")]
 
 
 ONE_X = {"inputs": [{"name": "X", "type": "double"}], "outputs": LINEAR["outputs"]}
@@ -255,6 +376,23 @@ def test_a_script_that_never_returns_costs_its_worker_not_the_service(tmp_path: 
     assert 70 == lost[0]["exit_code"]
     server.wait_for("ready", 2)
     assert {"result": [0.0]} == server.score([[0]]).json
+
+
+def test_a_stuck_worker_takes_no_connection_from_the_others(tmp_path: Path, serve: Serve) -> None:
+    """While it ends, the address takes as many connections as before; the other worker answers them."""
+    settings = {"SCORING_WORKERS": "2", "SCORING_DRAIN_IDLE": "30", "SCORING_DRAIN_TIMEOUT": "30"}
+    server = serve(make_package(tmp_path / "p", SLEEPY, ONE, []), SCORING_TIMEOUT="0.5", **settings)
+    kept = [server.connect() for _ in range(4)]  # the stuck worker stays for as long as it has connections
+    assert {200} == {client.request("GET", "/").status for client in kept}
+    assert 503 == kept[0].request("POST", "/score", b'{"data": [[1000]]}').status
+    stuck = server.wait_for("draining")[0]["worker"]
+    (other,) = set(server.worker_pids()) - {stuck}
+    os.kill(other, signal.SIGSTOP)  # nobody accepts: what can connect now waits in the socket's queue
+    try:
+        clients = [server.connect(timeout=10) for _ in range(8)]
+    finally:
+        os.kill(other, signal.SIGCONT)
+    assert {200} == {client.request("GET", "/").status for client in clients}
 
 
 def test_slow_clients_are_ended_and_hinder_nobody(linear: Path, serve: Serve) -> None:
@@ -309,6 +447,8 @@ def test_too_many_connections(linear: Path, serve: Serve) -> None:
 BROKEN = {
     "raises": "def init(): pass\ndef run(raw): raise ValueError('##vso[task.complete]\\nsecond line')",
     "exits": "import sys\ndef init(): pass\ndef run(raw): sys.exit(3)",
+    "raises what is no Exception": "def init(): pass\ndef run(raw): raise BaseException('odd')",
+    "answers half a character": "def init(): pass\ndef run(raw): return ['\\ud800']",
     "recurses": "def init(): pass\ndef run(raw): return run(raw)",
     "answers too few": "def init(): pass\ndef run(raw): return [1, 2]",
     "answers no JSON": "def init(): pass\ndef run(raw): return [object()]",

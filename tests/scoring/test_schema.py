@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 from errors import PackageError, RequestError
 from schema import RowReader, Signature
 from tests.scoring.packages import LINEAR, MIXED
+
+
+TOO_LARGE = "the number is too large for type double"
 
 
 def reader(signature: Any = LINEAR, max_rows: int = 100) -> RowReader:
@@ -63,12 +67,25 @@ def test_every_type_and_the_defaults_of_optional_columns() -> None:
         (b"[1]", ("wrong_shape", "body", 'expected {"data": [[…], …]}, got an array')),
         (b"", ("not_json", "", "the body is empty")),
         (b'{"data": [[1,2,"\xff"]]}', ("not_utf8", "byte 16", "the body is not UTF-8")),
+        (b'{"data": [[1,2,3],[1e400,2,3]]}', ("out_of_range", "row 2, column AGE", TOO_LARGE)),
+        (b'{"data": [[1,-1e999,3]]}', ("out_of_range", "row 1, column BMI", TOO_LARGE)),
+        (b'{"data": [[1,2,9' + b"0" * 5000 + b"]]}", ("out_of_range", "row 1, column BP", TOO_LARGE)),
+        (b'{"data": [["x",2,1e400]]}', ("wrong_type", "row 1, column AGE", 'expected a number, got "x"')),
         (b'{"x": "\xff", "data": [[1,2,3]]}', ("not_utf8", "byte 7", "the body is not UTF-8")),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(body: bytes, expected: tuple[str, str, str]) -> None:
     """Status 400, a code, the row counted from 1, the column, and the value."""
     assert (400, *expected) == problem(body)
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "nan", "inf", "-inf"])
+def test_words_for_numbers_that_json_has_not_get_a_hint(word: str) -> None:
+    """Where they stand for a number; not where the text has them by chance."""
+    hint = "JSON has no NaN or infinity, send null for a missing value"
+    assert hint in problem(b'{"data": [[1,2,' + word.encode() + b"]]}")[3]
+    assert hint not in problem(b'{"info": "' + word.encode() + b'", "data": [[1,2,info]]}')[3]
+    assert hint not in problem(b'{"data": [["' + word.encode() + b'",2,3]]')[3]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +140,38 @@ def test_too_many_rows() -> None:
     """Also when a row beyond the limit is wrong."""
     assert 413 == problem(json.dumps({"data": [[1, 2, 3]] * 101}).encode())[0]
     assert 413 == problem(json.dumps({"data": [[1, 2, "x"]] * 101}).encode())[0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"data": [' + b"[]," * 5_000_000 + b"[]]}",
+        b'{"data": [' + b'{"":1},' * 2_000_000 + b"{}]}",
+        b'{"data": [' + b"1.5," * 4_000_000 + b"1]}",
+        b'{"data": [[' + b'"ab",' * 3_000_000 + b'"ab"]]}',
+        b'{"x": [' + b"[]," * 5_000_000 + b'[]], "data": [[1,2,3]]}',
+        b'{"data": [[1,2,"\\"' + b"[" * 3_000_000 + b'"],' + b"[]," * 3_000_000 + b"[]]}",
+    ],
+    ids=range(6),
+)
+def test_a_body_of_many_small_values_is_refused_before_they_are_made(body: bytes) -> None:
+    """Fifteen megabytes that would be hundreds as values cost little more than themselves."""
+    one = reader(max_rows=100_000)
+    tracemalloc.start()
+    with pytest.raises(RequestError) as caught:
+        one.read(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (413, "too_many_rows") == (caught.value.status, caught.value.code)
+    assert peak < 20_000_000
+
+
+def test_brackets_and_commas_in_text_are_no_rows() -> None:
+    """However many a string holds, escaped quotes among them."""
+    text = '[{,"\\[' * 10_000
+    row = {"number": 1, "count": 2, "flag": False, "word": text}
+    assert [[1, 0.5, 2, 7, False, text]] == read([row], MIXED)
+    assert [[1, 0.5, 2, 7, False, text]] * 2 == read([row, [1, None, 2.0, None, False, text]], MIXED)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""One connection by itself: what it reads from any pieces, and when it ends, on a clock that the test moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from connection import LINGER, Connection, Request
+from errors import RequestError
+from tests.scoring.harness import request
+
+
+class Transport:
+    """Keeps what is written; ``unsent`` bytes are said to wait for the client."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.unsent = 0
+        self.ended = ""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def write_eof(self) -> None:
+        self.ended = "softly"
+
+    def abort(self) -> None:
+        self.ended = "cut"
+
+    def close(self) -> None:
+        self.ended = "closed"
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Handler:
+    """Answers every request with its body, or keeps it for ``later``."""
+
+    max_body = 100_000
+    max_header = 2_000
+    read_timeout = 30.0
+    idle_timeout = 75.0
+    now = 1000.0
+    draining = False
+    cut = 0
+    is_slow = False
+
+    def __init__(self) -> None:
+        self.later: list[Request] = []
+        self.refused: list[str] = []
+
+    def admit(self, request: Request) -> RequestError | None:
+        return None
+
+    def serve(self, connection: Connection, request: Request) -> bool:
+        if self.is_slow:
+            self.later.append(request)
+        else:
+            connection.answer(request, 200, b"", request.body)
+        return not self.is_slow
+
+    def refuse(self, connection: Connection, request: Request, error: RequestError) -> None:
+        self.refused.append(error.code)
+        connection.answer(request, error.status, b"", b"")
+
+    def opened(self, connection: Connection) -> bool:
+        return True
+
+    def closed(self, connection: Connection) -> None: ...
+
+
+@pytest.fixture
+def handler() -> Handler:
+    """What serves."""
+    return Handler()
+
+
+@pytest.fixture
+def transport() -> Transport:
+    """What is written to."""
+    return Transport()
+
+
+@pytest.fixture
+def connection(handler: Handler, transport: Transport) -> Connection:
+    """A client has connected."""
+    made: Any = Connection(handler)
+    made.connection_made(transport)
+    return made  # type: ignore[no-any-return]
+
+
+def test_the_second_of_two_heads_is_not_charged_for_what_comes_with_it(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """The end of one request, a whole large one and half of a third in one read: all within their limits."""
+    first, large = request("POST", "/score", b"1"), request("POST", "/score", b"2" * 50_000)
+    connection.data_received(first[:-1])
+    connection.data_received(first[-1:] + large + first[:-20])
+    connection.data_received(first[-20:])
+    assert [] == handler.refused
+    assert 3 == transport.written.count(b"HTTP/1.1 200")
+
+
+def test_a_head_that_does_not_end_is_refused(connection: Connection, handler: Handler) -> None:
+    """Before it has piled up."""
+    connection.data_received(b"GET / HTTP/1.1\r\nX: ")
+    for _ in range(3):
+        connection.data_received(b"x" * 900)
+    assert ["header_too_large"] == handler.refused
+
+
+def test_whole_requests_that_have_come_are_answered_while_stopping(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """Pipelined ones too; only the last answer is a farewell."""
+    handler.draining = True
+    connection.data_received(b"".join(request("POST", "/score", body) for body in (b"1", b"2", b"3")))
+    assert [b"1", b"2", b"3"] == [part[:1] for part in transport.written.split(b"\r\n\r\n")[1:]]
+    assert 1 == transport.written.count(b"Connection: close")
+    assert transport.written.index(b"Connection: close") > transport.written.index(b"\r\n\r\n2")
+    assert "softly" == transport.ended
+
+
+def test_requests_that_wait_for_the_model_are_answered_while_stopping(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """The stop came after them: those behind the one in the model have their turn."""
+    handler.is_slow = True
+    connection.data_received(b"".join(request("POST", "/score", body) for body in (b"1", b"2")))
+    handler.draining = True
+    for body in (b"1", b"2"):
+        connection.answer(handler.later[-1], 200, b"", body)
+        connection.done()
+    assert 2 == transport.written.count(b"HTTP/1.1 200")
+    assert (1, "softly") == (transport.written.count(b"Connection: close"), transport.ended)
+
+
+def test_a_slow_reader_has_time_for_the_last_answer(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """As long as for any other; the short time for the farewell begins when all is sent."""
+    transport.unsent = 1_000_000
+    connection.data_received(request("POST", "/score", b"1", {"Connection": "close"}))
+    connection.check(handler.now + LINGER + 1)
+    assert "softly" == transport.ended
+    transport.unsent = 0
+    connection.check(handler.now + 20)
+    connection.check(handler.now + 20 + LINGER - 0.1)
+    assert "softly" == transport.ended
+    connection.check(handler.now + 20 + LINGER)
+    assert ("cut", 0) == (transport.ended, handler.cut)
+
+
+def test_an_answer_that_was_not_taken_in_is_counted(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """Whoever stops the service learns that somebody did not get all of it."""
+    transport.unsent = 1_000_000
+    connection.data_received(request("POST", "/score", b"1", {"Connection": "close"}))
+    connection.check(handler.now + handler.read_timeout)
+    assert ("cut", 1) == (transport.ended, handler.cut)
