@@ -248,7 +248,7 @@ class Deployment:
                 where=f"container {front.name}",
                 next_step=f"see: docker logs {front.name}; then run the command again",
             )
-        answer: dict[str, Any] = json.loads(output[0])
+        answer: dict[str, Any] = json.loads(output[0] or b"")
         return answer
 
     def _run(self, front: Any, command: Sequence[str]) -> tuple[int | None, tuple[bytes | None, bytes | None]]:
