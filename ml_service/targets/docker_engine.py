@@ -251,7 +251,7 @@ class Deployment:
         answer: dict[str, Any] = json.loads(output[0] or b"")
         return answer
 
-    def _run(self, front: Any, command: Sequence[str]) -> tuple[int | None, tuple[bytes | None, bytes | None]]:
+    def _run(self, front: Any, command: Sequence[str]) -> tuple[int | None, Any]:
         """Run a command in the front.
 
         An interrupt does not end the command; this waits for its end, so that who looks then sees what it did.
