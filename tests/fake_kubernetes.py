@@ -84,7 +84,9 @@ class FakeKubernetes:
         self.asked.append((asked["verb"], asked["group"], resource))
         return {"status": {"allowed": resource not in self.denied}}
 
-    def _on_object(self, method: str, key: tuple[str, str], part: str, query: dict[str, str], body: Any) -> Any:
+    def _on_object(
+        self, method: str, key: tuple[str, str], part: str, query: dict[str, str], body: Any
+    ) -> tuple[int, Any]:
         self._control()
         self._note(method, key, part)
         if method == "GET":
@@ -112,10 +114,10 @@ class FakeKubernetes:
             return 200, {"subsets": [{"addresses": list(self._addresses(name))}]}
         if not name:
             wanted = dict(item.split("=") for item in query.get("labelSelector", "").split(",") if item)
-            found = [one for one in self._all(plural) if wanted.items() <= one["metadata"].get("labels", {}).items()]
+            found = [it for it in self._all(plural) if wanted.items() <= it["metadata"].get("labels", {}).items()]
             return 200, {"items": found}
-        found = self.objects.get(key)
-        return (200, found) if found else (404, {"message": f"{plural} {name} not found"})
+        one = self.objects.get(key)
+        return (200, one) if one else (404, {"message": f"{plural} {name} not found"})
 
     def _write(self, method: str, key: tuple[str, str], part: str, body: Any) -> tuple[int, Any]:
         if method == "POST":

@@ -357,7 +357,7 @@ class TestEndOfAPod:
         self, world: World, variables: dict[str, str], drain: str, termination: int
     ) -> None:
         """The server is told, and the cluster waits for it: routers' second, the drain, and 7 seconds to spare."""
-        world.deploy(world.release("1"), **variables)
+        world.deploy(world.release("1"), canary=None, **variables)
         spec = world.object("deployments")["spec"]["template"]["spec"]
         environment = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
         assert environment["SCORING_DRAIN_TIMEOUT"] == drain
