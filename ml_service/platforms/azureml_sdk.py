@@ -199,8 +199,16 @@ def status_of(error: BaseException) -> int:
         status = getattr(holder, "status_code", None)
         if isinstance(status, int):
             return status
-    match = _STATUS.search(str(error))
+    match = _STATUS.search(_text(error))
     return int(match.group(1)) if match else 0
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says. The SDK's own cannot be shown as text when Azure's answer had no details."""
+    try:
+        return str(error)
+    except Exception:
+        return str(getattr(error, "message", "") or type(error).__name__)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -209,8 +217,9 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether the SDK says that something does not exist."""
-    return status_of(error) == 404 or "NotFound" in str(error) or "not found" in str(error)
+    """Whether the SDK says that something does not exist: by the status, by words only where that says nothing."""
+    status, text = status_of(error), _text(error)
+    return status == 404 or (status in (0, 400) and ("NotFound" in text or "not found" in text))
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -235,7 +244,7 @@ def translate(error: BaseException, where: str) -> UnavailableError:
 
 
 def _explanations(error: BaseException, status: int) -> list[tuple[bool, str, str]]:
-    text = str(error)
+    text = _text(error)
     return [
         (is_unreachable(error), "cannot be reached", f"check the network{_proxy()}, then try again"),
         (
@@ -267,7 +276,7 @@ def _proxy() -> str:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line that is safe to print."""
-    text = str(error)
+    text = _text(error)
     found = re.search(r"Message:\s*(.+)", text) or re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', text)
     line = found.group(1) if found else (text.strip().splitlines() or [""])[0]
     return harmless(f"{line[:400] or type(error).__name__}")

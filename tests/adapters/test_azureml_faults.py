@@ -60,6 +60,14 @@ def test_a_lasting_fault_ends_after_a_bounded_number_of_tries(rig: AzureMlRig) -
     assert len(rig.emulator.services.log) - before < 20
 
 
+def test_an_error_without_details_is_waited_out(rig: AzureMlRig) -> None:
+    """The SDK's exception for such an answer breaks when it is shown as text; the wait goes on all the same."""
+    run = rig.submit("b1")
+    rig.emulator.plant(Fault("GET .*/history/.*runs/", 503, times=6))
+    assert RunStatus.COMPLETED == rig.platform.wait(run, lambda line: None).status
+    assert 0 == rig.emulator.services.faults.left()
+
+
 def test_a_submission_whose_answer_was_lost_is_not_repeated(rig: AzureMlRig) -> None:
     """The run was started, its answer dropped: it is found again by its tag, and there is one run."""
     published = rig.publish("b1")

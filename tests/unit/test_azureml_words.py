@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ml_service.platforms.azureml_pipeline import requirements
-from ml_service.platforms.azureml_sdk import first_line, is_transient, quiet, status_of, translate
+from ml_service.platforms.azureml_sdk import first_line, is_missing, is_transient, quiet, status_of, translate
 
 
 def test_a_lock_becomes_one_line_a_requirement() -> None:
@@ -66,6 +66,23 @@ def test_each_failure_says_what_and_what_next(error: Exception, what: str) -> No
     translated = translate(error, "workspace w")
     assert translated.what.startswith(what)
     assert ("workspace w", True) == (translated.where, bool(translated.next_step))
+
+
+class Untold(Answered):
+    """As the SDK's ServiceException for an answer without details."""
+
+    def __str__(self) -> str:
+        raise TypeError("'NoneType' object is not iterable")
+
+
+def test_an_exception_that_cannot_be_shown_keeps_its_meaning() -> None:
+    """Its own fault must not hide the answer of Azure's: a 503 is asked for again, a 404 is missing."""
+    error = Untold(503)
+    error.message = "the store is down"  # type: ignore[attr-defined]
+    assert (True, "the store is down") == (is_transient(error), first_line(error))
+    assert "Untold" == first_line(Untold(503))
+    assert [True, False] == [is_missing(Untold(404)), is_missing(Answered(503, "upstream not found"))]
+    assert translate(error, "run r").what.startswith("Azure has a fault of its own")
 
 
 def test_of_a_long_answer_one_harmless_line_is_shown() -> None:
