@@ -77,6 +77,18 @@ def test_a_submission_whose_answer_was_lost_is_not_repeated(rig: AzureMlRig) -> 
     assert RunStatus.COMPLETED == rig.platform.wait(run, lambda line: None).status
 
 
+def test_a_submission_is_not_repeated_when_it_cannot_be_looked_for(rig: AzureMlRig) -> None:
+    """Its answer was lost and the list of runs does not answer: no second run is started, and what to do is said."""
+    published = rig.publish("b1")
+    rig.emulator.plant(Fault("POST .*/PipelineSubmit/", 0, done=True))
+    rig.emulator.plant(Fault("POST .*/runs:query$", 503, times=12))
+    with pytest.raises(UnavailableError, match="the answer was lost and the run cannot be looked for") as raised:
+        rig.platform.submit(published, build("b1"), rig.data)
+    assert "inv check-model" in raised.value.next_step
+    rig.emulator.services.faults.clear()
+    assert 1 == len(rig.platform.runs(PROJECT, "b1"))
+
+
 def test_a_publication_whose_answer_was_lost_is_found_again(rig: AzureMlRig) -> None:
     """The task fails or not, but the build has one pipeline in the end."""
     rig.emulator.plant(Fault("POST .*/Pipelines/Create$", 500, done=True))
