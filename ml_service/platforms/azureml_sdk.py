@@ -31,6 +31,9 @@ _UNREACHABLE = (
 _SIGN_IN = {"AuthenticationException", "ClientAuthenticationError"}
 _SIGN_IN_WORDS = ("AADSTS", "az login", "Azure CLI")
 _ATTEMPTS = 3
+_TOKEN_MARGIN = 300
+"""Seconds before its end at which a token is asked for anew: as early as the SDK renews its own."""
+
 T = TypeVar("T")
 
 
@@ -155,12 +158,25 @@ def _by_token(credential: Any) -> Any:
     # The SDK's own AzureCliAuthentication needs the azure-cli package in this environment; the command is enough here.
     from azureml.core.authentication import TokenAuthentication
 
+    return TokenAuthentication(get_token_for_audience=kept_tokens(credential))
+
+
+def kept_tokens(credential: Any) -> Callable[[str], str]:
+    """The token for an audience, kept until shortly before its end.
+
+    The SDK asks for one with each of its requests, and the credential of the Azure CLI starts ``az`` each time.
+    """
+    kept: dict[str, Any] = {}
+
     def token(audience: str) -> str:
         # An audience is either a resource's address or one of the SDK's two names for them.
         resource = audience if str(audience).startswith("http") else "https://management.azure.com/"
-        return str(credential.get_token(f"{resource.rstrip('/')}/.default").token)
+        scope = f"{resource.rstrip('/')}/.default"
+        if scope not in kept or kept[scope].expires_on - _TOKEN_MARGIN <= time.time():
+            kept[scope] = credential.get_token(scope)
+        return str(kept[scope].token)
 
-    return TokenAuthentication(get_token_for_audience=token)
+    return token
 
 
 @contextlib.contextmanager
