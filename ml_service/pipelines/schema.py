@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,8 +45,7 @@ class Schema:
 
     def __init__(self) -> None:
         try:
-            from jsonschema import Draft7Validator  # type: ignore[import-untyped]
-
+            validator = _draft7()
             self._schema = json.loads(_schema_file().read_bytes())
         except (ImportError, OSError) as error:
             raise ConfigurationError(
@@ -53,8 +53,8 @@ class Schema:
                 where="check-jsonschema",
                 next_step="pip install --require-hashes -r requirements/ci.txt",
             ) from None
-        self._validator = Draft7Validator
-        self._whole = Draft7Validator(self._schema)
+        self._validator = validator
+        self._whole = validator(self._schema)
         # Most steps are in every pipeline, and most pipelines are the same for each choice of their parameters.
         self._steps: dict[str, list[str]] = {}
         self._frames: dict[str, list[tuple[Sequence[str | int], str]]] = {}
@@ -111,6 +111,22 @@ class Schema:
             found = _deepest(error)
             path = ".".join(str(part) for part in found.absolute_path)
             yield f"the official schema says: {path + ': ' if path else ''}{_short(found.message)}"
+
+
+def _draft7() -> Any:
+    """The validator, imported without the grammars that jsonschema builds for addresses, which takes it seconds.
+
+    It does without them where their package is not installed, and no format is checked here.
+    """
+    absent = "rfc3987_syntax" not in sys.modules
+    if absent:
+        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+    try:
+        from jsonschema import Draft7Validator  # type: ignore[import-untyped]
+    finally:
+        if absent:
+            del sys.modules["rfc3987_syntax"]
+    return Draft7Validator
 
 
 def _schema_file() -> Path:

@@ -32,7 +32,15 @@ from ml_service.platforms.azureml_pipeline import (
 )
 from ml_service.platforms.azureml_registry import Registry, newest_of_build
 from ml_service.platforms.azureml_runs import Watch, read_run
-from ml_service.platforms.azureml_sdk import attempt, connect, is_missing, is_transient, translate, translated
+from ml_service.platforms.azureml_sdk import (
+    attempt,
+    connect,
+    is_missing,
+    is_transient,
+    status_of,
+    translate,
+    translated,
+)
 from ml_service.platforms.azureml_step import PLOTS
 from ml_service.ports import (
     Build,
@@ -188,24 +196,37 @@ class AzureMlPlatform:
 
         where = f"pipeline {entry.published.id} of {self._where}"
         for left in (2, 1, 0):
+            # Before anything is sent: a sign-in that fails is no lost answer.
+            header = attempt(self._workspace._auth.get_authentication_header, where)
             try:
-                header = self._workspace._auth.get_authentication_header()
                 answer = requests.post(entry.sdk.endpoint, json=body, headers=header, timeout=60)
                 answer.raise_for_status()
                 return str(answer.json()["Id"])
             except Exception as error:
-                if found := self._find_submission(submission):
+                if 400 <= status_of(error) < 500 and not is_transient(error):
+                    # Refused, so nothing was started.
+                    raise translate(error, where) from None
+                if found := self._find_submission(submission, where):
                     return found
                 if not left or not is_transient(error):
                     raise translate(error, where) from None
                 time.sleep(2 * (3 - left))
         raise UnavailableError("could not be started", where=where)
 
-    def _find_submission(self, submission: str) -> str:
+    def _find_submission(self, submission: str, where: str) -> str:
+        """The id of the run that a submission started, "" when it started none.
+
+        Raises:
+            UnavailableError: nobody can tell; sent again, the submission might start a second run.
+        """
         try:
             runs = self._query({_SUBMISSION: submission})
-        except MlopsError:
-            return ""
+        except MlopsError as error:
+            raise UnavailableError(
+                f"the answer was lost and the run cannot be looked for: {error.what}",
+                where=where,
+                next_step="run: inv check-model, before inv train again",
+            ) from None
         return str(runs[0].id) if runs else ""
 
     def wait(self, run: Run, progress: Progress) -> Run:

@@ -31,6 +31,9 @@ _UNREACHABLE = (
 _SIGN_IN = {"AuthenticationException", "ClientAuthenticationError"}
 _SIGN_IN_WORDS = ("AADSTS", "az login", "Azure CLI")
 _ATTEMPTS = 3
+_TOKEN_MARGIN = 300
+"""Seconds before its end at which a token is asked for anew: as early as the SDK renews its own."""
+
 T = TypeVar("T")
 
 
@@ -155,12 +158,25 @@ def _by_token(credential: Any) -> Any:
     # The SDK's own AzureCliAuthentication needs the azure-cli package in this environment; the command is enough here.
     from azureml.core.authentication import TokenAuthentication
 
+    return TokenAuthentication(get_token_for_audience=kept_tokens(credential))
+
+
+def kept_tokens(credential: Any) -> Callable[[str], str]:
+    """The token for an audience, kept until shortly before its end.
+
+    The SDK asks for one with each of its requests, and the credential of the Azure CLI starts ``az`` each time.
+    """
+    kept: dict[str, Any] = {}
+
     def token(audience: str) -> str:
         # An audience is either a resource's address or one of the SDK's two names for them.
         resource = audience if str(audience).startswith("http") else "https://management.azure.com/"
-        return str(credential.get_token(f"{resource.rstrip('/')}/.default").token)
+        scope = f"{resource.rstrip('/')}/.default"
+        if scope not in kept or kept[scope].expires_on - _TOKEN_MARGIN <= time.time():
+            kept[scope] = credential.get_token(scope)
+        return str(kept[scope].token)
 
-    return TokenAuthentication(get_token_for_audience=token)
+    return token
 
 
 @contextlib.contextmanager
@@ -199,8 +215,16 @@ def status_of(error: BaseException) -> int:
         status = getattr(holder, "status_code", None)
         if isinstance(status, int):
             return status
-    match = _STATUS.search(str(error))
+    match = _STATUS.search(_text(error))
     return int(match.group(1)) if match else 0
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says. The SDK's own cannot be shown as text when Azure's answer had no details."""
+    try:
+        return str(error)
+    except Exception:
+        return str(getattr(error, "message", "") or type(error).__name__)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -209,8 +233,9 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether the SDK says that something does not exist."""
-    return status_of(error) == 404 or "NotFound" in str(error) or "not found" in str(error)
+    """Whether the SDK says that something does not exist: by the status, by words only where that says nothing."""
+    status, text = status_of(error), _text(error)
+    return status == 404 or (status in (0, 400) and ("NotFound" in text or "not found" in text))
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -235,7 +260,7 @@ def translate(error: BaseException, where: str) -> UnavailableError:
 
 
 def _explanations(error: BaseException, status: int) -> list[tuple[bool, str, str]]:
-    text = str(error)
+    text = _text(error)
     return [
         (is_unreachable(error), "cannot be reached", f"check the network{_proxy()}, then try again"),
         (
@@ -267,7 +292,7 @@ def _proxy() -> str:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line that is safe to print."""
-    text = str(error)
+    text = _text(error)
     found = re.search(r"Message:\s*(.+)", text) or re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', text)
     line = found.group(1) if found else (text.strip().splitlines() or [""])[0]
     return harmless(f"{line[:400] or type(error).__name__}")

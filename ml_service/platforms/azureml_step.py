@@ -123,7 +123,6 @@ def train(step: Step) -> None:
     )
     write_json(output / "source.json", {"dataset": source, "data_sha256": sha256_of(data)})
     step.log_metrics(step.run, read_step_json(candidate / "metrics.json"))
-    _upload_plots(step, candidate / "plots")
 
 
 def _fetch_data(step: Step, data: Path) -> str:
@@ -164,7 +163,11 @@ def _download(dataset: Any, data: Path, where: str) -> str:
 
 
 def _upload_plots(step: Step, plots: Path) -> None:
-    """Files of the pipeline's run, where ``AzureMlPlatform.plots`` finds them; log_image takes no SVG."""
+    """Files of the pipeline's run, where ``AzureMlPlatform.plots`` finds them; log_image takes no SVG.
+
+    Those of training are put there by the step after it: the train step does not run when its output is reused. Once
+    a run, since a name cannot be given twice.
+    """
     for plot in sorted(plots.glob("*.svg")):
         with translated(f"plot {plot.name} of run {step.parent.id}"):
             step.parent.upload_file(f"{PLOTS}{plot.name}", str(plot))
@@ -179,6 +182,7 @@ def evaluate(step: Step) -> None:
     verdict, newest = _compare(step, output)
     write_json(output / "seen.json", {"newest": newest})
     _record(step, verdict)
+    _upload_plots(step, Path(step.options.trained) / "candidate" / "plots")
     _upload_plots(step, output / "plots")
     if not verdict["accept"]:
         _reject(step)
@@ -266,6 +270,7 @@ def _first_verdict(step: Step, evaluation: Path) -> tuple[dict[str, Any], int]:
     newest = step.registry.newest(step.options.model_name)
     write_json(evaluation / "verdict.json", verdict)
     _record(step, verdict)
+    _upload_plots(step, Path(step.options.trained) / "candidate" / "plots")
     return verdict, newest
 
 

@@ -60,6 +60,14 @@ def test_a_lasting_fault_ends_after_a_bounded_number_of_tries(rig: AzureMlRig) -
     assert len(rig.emulator.services.log) - before < 20
 
 
+def test_an_error_without_details_is_waited_out(rig: AzureMlRig) -> None:
+    """The SDK's exception for such an answer breaks when it is shown as text; the wait goes on all the same."""
+    run = rig.submit("b1")
+    rig.emulator.plant(Fault("GET .*/history/.*runs/", 503, times=6))
+    assert RunStatus.COMPLETED == rig.platform.wait(run, lambda line: None).status
+    assert 0 == rig.emulator.services.faults.left()
+
+
 def test_a_submission_whose_answer_was_lost_is_not_repeated(rig: AzureMlRig) -> None:
     """The run was started, its answer dropped: it is found again by its tag, and there is one run."""
     published = rig.publish("b1")
@@ -67,6 +75,18 @@ def test_a_submission_whose_answer_was_lost_is_not_repeated(rig: AzureMlRig) -> 
     run = rig.platform.submit(published, build("b1"), rig.data)
     assert [run.id] == [each.id for each in rig.platform.runs(PROJECT, "b1")]
     assert RunStatus.COMPLETED == rig.platform.wait(run, lambda line: None).status
+
+
+def test_a_submission_is_not_repeated_when_it_cannot_be_looked_for(rig: AzureMlRig) -> None:
+    """Its answer was lost and the list of runs does not answer: no second run is started, and what to do is said."""
+    published = rig.publish("b1")
+    rig.emulator.plant(Fault("POST .*/PipelineSubmit/", 0, done=True))
+    rig.emulator.plant(Fault("POST .*/runs:query$", 503, times=12))
+    with pytest.raises(UnavailableError, match="the answer was lost and the run cannot be looked for") as raised:
+        rig.platform.submit(published, build("b1"), rig.data)
+    assert "inv check-model" in raised.value.next_step
+    rig.emulator.services.faults.clear()
+    assert 1 == len(rig.platform.runs(PROJECT, "b1"))
 
 
 def test_a_publication_whose_answer_was_lost_is_found_again(rig: AzureMlRig) -> None:

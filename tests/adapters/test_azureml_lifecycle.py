@@ -135,12 +135,13 @@ def test_a_run_is_what_was_published(rig: AzureMlRig) -> None:
 
 
 def test_training_is_reused_when_nothing_changed(rig: AzureMlRig) -> None:
-    """The same sources on the same data train once; other data trains again."""
+    """The same sources on the same data train once, and each run has the plots; other data trains again."""
     rig.train("b1")
     lines: list[str] = []
     published = rig.publish("b1")
-    rig.platform.wait(rig.platform.submit(published, build("b1"), rig.data), lines.append)
+    reusing = rig.platform.wait(rig.platform.submit(published, build("b1"), rig.data), lines.append)
     assert "step train: Completed (reused)" in lines
+    assert "mean.svg" in rig.platform.plots(reusing)
 
     lines.clear()
     rig.write_data(1, 2, 3, 4)

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from ml_service.platforms.azureml_pipeline import requirements
-from ml_service.platforms.azureml_sdk import first_line, is_transient, quiet, status_of, translate
+from ml_service.platforms.azureml_sdk import (
+    first_line,
+    is_missing,
+    is_transient,
+    kept_tokens,
+    quiet,
+    status_of,
+    translate,
+)
 
 
 def test_a_lock_becomes_one_line_a_requirement() -> None:
@@ -68,10 +78,54 @@ def test_each_failure_says_what_and_what_next(error: Exception, what: str) -> No
     assert ("workspace w", True) == (translated.where, bool(translated.next_step))
 
 
+class Untold(Answered):
+    """As the SDK's ServiceException for an answer without details."""
+
+    def __str__(self) -> str:
+        raise TypeError("'NoneType' object is not iterable")
+
+
+def test_an_exception_that_cannot_be_shown_keeps_its_meaning() -> None:
+    """Its own fault must not hide the answer of Azure's: a 503 is asked for again, a 404 is missing."""
+    error = Untold(503)
+    error.message = "the store is down"  # type: ignore[attr-defined]
+    assert (True, "the store is down") == (is_transient(error), first_line(error))
+    assert "Untold" == first_line(Untold(503))
+    assert [True, False] == [is_missing(Untold(404)), is_missing(Answered(503, "upstream not found"))]
+    assert translate(error, "run r").what.startswith("Azure has a fault of its own")
+
+
 def test_of_a_long_answer_one_harmless_line_is_shown() -> None:
     """The SDK's own layout around the message is left out."""
     error = Exception("WebserviceException:\n\tMessage: ##vso[task.complete]gone\n\tInnerException None\n")
     assert "# #vso[task.complete]gone" == first_line(error)
+
+
+class Credential:
+    """Signs in, and counts how often."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.asked: list[str] = []
+
+    def get_token(self, scope: str) -> SimpleNamespace:
+        self.asked.append(scope)
+        return SimpleNamespace(token=f"token-{len(self.asked)}", expires_on=time.time() + self.seconds)
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(3600, ["token-1", "token-1"]), (299, ["token-1", "token-2"])])
+def test_a_token_is_asked_for_once_until_shortly_before_its_end(seconds: int, tokens: list[str]) -> None:
+    """Each question to the Azure CLI is a process; a token about to end would end in the middle of a call."""
+    token = kept_tokens(Credential(seconds))
+    assert tokens == [token("https://management.azure.com/"), token("ARM")]
+
+
+def test_each_audience_has_its_own_token() -> None:
+    """One for ARM is refused elsewhere."""
+    credential = Credential(3600)
+    token = kept_tokens(credential)
+    assert ["token-1", "token-2"] == [token("ARM"), token("https://storage.azure.com")]
+    assert ["https://management.azure.com/.default", "https://storage.azure.com/.default"] == credential.asked
 
 
 def test_only_the_thread_that_calls_the_sdk_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
