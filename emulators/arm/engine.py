@@ -118,7 +118,7 @@ class Engine:
         import docker
 
         server, _, rest = image.partition("/")
-        real = f"{self.registries.get(server, server)}/{rest}"
+        real = f"{self.registries[server]}/{rest}" if server in self.registries else image
         try:
             repository, _, digest = real.partition("@")
             if digest:

@@ -35,17 +35,19 @@ class Authority:
                 self._contexts[host] = self._server_context(host)
             return self._contexts[host]
 
-    def _server_context(self, host: str) -> ssl.SSLContext:
+    def issue(self, host: str) -> tuple[bytes, bytes]:
+        """A key and a certificate for ``host``, as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._issue(_name(host), key, x509.BasicConstraints(ca=False, path_length=None), host)
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return private, certificate.public_bytes(serialization.Encoding.PEM)
+
+    def _server_context(self, host: str) -> ssl.SSLContext:
         file = self._folder / f"host-{len(self._contexts)}.pem"
         file.touch(mode=0o600)
-        file.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            + certificate.public_bytes(serialization.Encoding.PEM)
-        )
+        file.write_bytes(b"".join(self.issue(host)))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(file)
         return context

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 import requests
 
 from emulators import Fault
+from emulators.wire.account import TENANT
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UnhealthyError
 from ml_service.ports import Endpoint, Release, Status, Target
 from ml_service.smoke import smoke
@@ -204,6 +208,59 @@ def test_a_public_address_without_tls_is_refused(rig: AciRig, release: MakeRelea
         rig.again(ACI_ALLOW_HTTP="false").plan(release("1"))
 
 
+def test_a_second_container_ends_tls(rig: AciRig, release: MakeRelease, tmp_path: Path) -> None:
+    """Then nobody has to allow HTTP; certificate and key reach it in a secret volume, and it speaks for the first."""
+    of_tenant = hashlib.sha256(f"{rig.name}-a{TENANT}".encode()).hexdigest()[:16]
+    fqdn = f"{rig.name}-a.{of_tenant}.westeurope.azurecontainer.io"
+    for name, content in zip(("key", "crt"), rig.emulator.authority.issue(fqdn), strict=True):
+        (tmp_path / f"tls.{name}").write_bytes(content)
+    tls = {
+        "ACI_TLS_IMAGE": _sidecar(rig),
+        "ACI_TLS_CERTIFICATE": str(tmp_path / "tls.crt"),
+        "ACI_TLS_KEY": str(tmp_path / "tls.key"),
+    }
+    target = rig.again(ACI_ALLOW_HTTP="false", **tls)
+    status = deploy(target, release("1"))
+    assert status.url == f"https://{fqdn}"
+    assert version_at(target.endpoint()) == "1"
+
+
+def _sidecar(rig: AciRig) -> str:
+    """An image that does what Caddy would do with the same folder: end TLS, and pass on to the first container."""
+    script = """
+import re, socket, ssl, threading
+folder = "/etc/caddy"
+host, port = re.search(r"reverse_proxy (.+):([0-9]+)", open(folder + "/Caddyfile").read()).groups()
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(folder + "/tls.crt", folder + "/tls.key")
+def carry(source, to):
+    try:
+        while data := source.recv(65536):
+            to.sendall(data)
+    except OSError:
+        pass
+    to.close()
+def serve(client):
+    client, behind = context.wrap_socket(client, server_side=True), socket.create_connection((host, int(port)))
+    threading.Thread(target=carry, args=(behind, client), daemon=True).start()
+    carry(client, behind)
+listener = socket.create_server(("0.0.0.0", 443))
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
+    tag = "test-sidecar:1"
+    dockerfile = 'FROM python:3.11-slim-bookworm\nCOPY serve.py /\nCMD ["python", "/serve.py"]\n'
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as archive:
+        for name, text in (("Dockerfile", dockerfile), ("serve.py", script)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    context.seek(0)
+    rig.client.images.build(fileobj=context, custom_context=True, tag=tag, rm=True)
+    return tag
+
+
 def test_a_group_is_what_the_settings_say(rig: AciRig, release: MakeRelease) -> None:
     """Image by digest, resources, port, probes, policy, log, an address that no stranger can take, hidden keys."""
     first = release("1")
@@ -242,11 +299,12 @@ def test_keys_of_a_vault_open_from_any_machine(rig: AciRig, release: MakeRelease
     assert version_at(elsewhere.endpoint()) == "1"
     assert not elsewhere.plan(first).steps
     keys = elsewhere.keys()
-    deploy(elsewhere, release("2"))
+    second = release("2")
+    deploy(elsewhere, second)
     assert elsewhere.keys() == keys
     secrets = rig.emulator.arm.secrets[("emulated.vault.azure.net", f"{rig.name}-primary-key")]
     secrets.append(("another", "a-key-that-somebody-set"))
-    assert '"emulated another' in "\n".join(step.diff for step in elsewhere.plan(release("2")).steps)
+    assert '"emulated another' in "\n".join(step.diff for step in elsewhere.plan(second).steps)
 
 
 def test_keys_of_another_machine_are_missed_with_a_word(rig: AciRig, release: MakeRelease, tmp_path: Path) -> None:
