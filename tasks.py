@@ -535,7 +535,7 @@ def ui(work: Work, port: int = 5000) -> None:
 def azureml_emulator(work: Work, port: int = 0) -> None:
     """Azure ML, and what aci and webapp need of Azure, answered on this machine; prints the settings. Ctrl-C ends it.
 
-    Examples: inv azureml-emulator > azureml.env & · . ./azureml.env && inv publish --platform azureml
+    Examples: inv azureml-emulator > a.env & · until grep -q PLATFORM a.env; do sleep 1; done · . ./a.env && inv publish
     """
     from emulators.__main__ import serve
 

@@ -44,10 +44,14 @@ RESOURCE_FIELDS = frozenset("projectID pipelineName pipelineID runName runID run
 STATUS = frozenset({"succeeded", "failed", "succeededorfailed", "canceled", "always"})
 ONLY_FOR_PYTHON = frozenset({"PYTHONUNBUFFERED"})
 SETUP_SCRIPT = "requirements/sync.py"
+WITHOUT_AZURE = frozenset({"lint", "test", "coverage", "validate-data", ""})
+"""The tasks that ask Azure nothing; "" is check-model with an artifact. Any other one has to be signed in."""
+SECRET = "SP_APP_SECRET"
 
 _MACRO = re.compile(r"\$\(([A-Za-z_][\w.]*)\)")
 _RUNTIME = re.compile(r"\$\[(.*)\]", re.DOTALL)
 _SHELL = re.compile(r"[;&|<>$`(){}\n\\*?!#]")
+_GROUP_NAME = re.compile(r"devopsforai-aml-vg(-\w+)?")
 _NAMES = re.compile(r"^#?([A-Z][A-Z0-9_]*)=", re.MULTILINE)
 
 
@@ -137,6 +141,9 @@ class _Rules:
         yield from self._expressions()
         yield from self._environments()
         yield from self._unread()
+        yield from self._signed_in()
+        yield from self._agents()
+        yield from self._groups()
 
     # Scripts
 
@@ -322,6 +329,36 @@ class _Rules:
         for name, place in self._variables.items():
             if name not in self._settings and f"$({name})" not in text and f"variables['{name}']" not in text:
                 yield Problem(place, f"nothing reads the variable {name!r}: it is no setting of the tasks")
+
+    # What a task needs around it
+
+    def _signed_in(self) -> Iterator[Problem]:
+        """A secret reaches a step by ``env`` alone, and a sign-in by AzureCLI@2 alone."""
+        for task, step in self._called(list(self._pipeline.steps)):
+            if step.script is None or task in WITHOUT_AZURE:
+                continue
+            if step.task != "AzureCLI@2":
+                yield Problem(step.place, f"inv {task} asks Azure and is not signed in: run it in AzureCLI@2")
+            elif step.env.get(SECRET) != f"$({SECRET})":
+                yield Problem(step.place, f"inv {task} asks Azure and gets no {SECRET} by env")
+
+    def _agents(self) -> Iterator[Problem]:
+        """A script needs an agent, and our sources on it: a deployment job fetches none by itself."""
+        for _, job in self._pipeline.jobs:
+            ours = [at for at, step in enumerate(job.steps) if step.script is not None]
+            fetched = [at for at, step in enumerate(job.steps) if step.raw.get("checkout") == "self"]
+            if ours and job.is_server:
+                yield Problem(job.place, f"job {job.name!r} runs scripts, and pool: server has no agent to run them")
+            if ours and (not fetched or fetched[0] > ours[0]):
+                yield Problem(job.place, f"job {job.name!r} runs scripts without checkout: self before them")
+
+    def _groups(self) -> Iterator[Problem]:
+        """A group that is not there fails the whole pipeline before its first stage."""
+        for raw in (self._pipeline.raw, *(stage.raw for stage in self._pipeline.stages)):
+            for name in (one["group"] for one in _listed(raw) if "group" in one):
+                if not _GROUP_NAME.fullmatch(str(name)):
+                    message = f"the guide knows no variable group {str(name)!r}: devopsforai-aml-vg, or that and -NAME"
+                    yield Problem(place_of(name, self._pipeline.raw.place), message)
 
 
 def _listed(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -42,6 +42,8 @@ _LIMIT = 900
 _RACES = 5
 """Times that a run may be overtaken before it gives up."""
 
+_UNEXPECTED = "run: inv train again; when it comes again, publish again under another build id"
+
 _ENDED = ("Completed", "Finished", "Failed", "Canceled")
 
 
@@ -210,13 +212,12 @@ def _record(step: Step, verdict: Mapping[str, Any]) -> None:
     say(f"verdict: {'accepted' if verdict['accept'] else 'rejected'}: {verdict['reason']}")
     source = read_step_json(trained / "source.json")
     tags = {f"{VERDICT}{name}": json.dumps(value) for name, value in verdict.items()}
-    caller = step.options.caller_run_id
     step.tag_parent(
         {
             **tags,
             "dataset": source["dataset"],
             "data_sha256": source["data_sha256"],
-            "caller_run_id": "" if caller == NONE else caller,
+            "caller_run_id": _given(step.options.caller_run_id),
         }
     )
     step.log_metrics(step.parent, read_step_json(trained / "candidate" / "metrics.json"))
@@ -301,14 +302,19 @@ def _version_tags(step: Step, registration: Mapping[str, Any]) -> dict[str, str]
     return {
         "run_id": str(step.parent.id),
         "build_id": given.get("BuildId") or options.build_id,
-        "build_uri": given.get("BuildUri") or options.build_uri.replace(NONE, ""),
-        "git_commit": options.git_commit.replace(NONE, ""),
+        "build_uri": given.get("BuildUri") or _given(options.build_uri),
+        "git_commit": _given(options.git_commit),
         "pipeline_id": str(step.parent.properties.get("azureml.pipelineid", "")),
         "data_sha256": str(read_step_json(trained / "source.json")["data_sha256"]),
         "lock_sha256": step.snapshot.lock_sha256,
         "training_rows_sha256": str(registration["training_rows_sha256"]),
         "runtime": str(registration["runtime"]),
     }
+
+
+def _given(value: str) -> str:
+    """A parameter's value, "" for one that is not given."""
+    return "" if value == NONE else value
 
 
 def _is_alive(step: Step, run_id: str) -> bool:
@@ -338,11 +344,19 @@ def main(arguments: list[str] | None = None) -> int:
         step = Step(options)
         {"train": train, "evaluate": evaluate, "register": register}[options.step](step)
     except MlopsError as error:
-        if step:
-            _report(step, error)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return _fail(step, error)
+    except Exception as error:
+        # A full disk, a file that lacks a key: told like the rest, since the run's tag is what people see.
+        kind = UnavailableError if isinstance(error, OSError) else MlopsError
+        return _fail(step, kind(f"{type(error).__name__}: {error}", where=Path(__file__).name, next_step=_UNEXPECTED))
     return 0
+
+
+def _fail(step: Step | None, error: MlopsError) -> int:
+    if step:
+        _report(step, error)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 def _report(step: Step, error: MlopsError) -> None:

@@ -206,6 +206,8 @@ def plant(tmp_path: Path) -> Plant:
 
 
 TRAIN, IMAGE, DEPLOY = "templates/train-stages.yml", "templates/image-stage.yml", "templates/deploy-target.yml"
+CD, CD3 = "diabetes_regression-cd-deploy.yml", "diabetes_regression-cd-dev-test-prod.yml"
+PREPARE, CONNECTION = "templates/prepare.yml", "connection: ${{ parameters.connection }}"
 RUN, QUALITY, VARIABLES = "templates/run.yml", "templates/quality-job.yml", "diabetes_regression-variables-template.yml"
 
 
@@ -241,6 +243,12 @@ RUN, QUALITY, VARIABLES = "templates/run.yml", "templates/quality-job.yml", "dia
         (RUN, "scriptLocation: inlineScript", "scriptLocation: inline", "official schema"),
         (IMAGE, "MODEL_BUILD_ID:", "MODEL_BUILDID:", "no task reads 'MODEL_BUILDID'"),
         (VARIABLES, "name: DEPLOY_BRANCH", "name: DEPLOY_BRANCHES", "'DEPLOY_BRANCH"),
+        (TRAIN, f"inv publish\n        {CONNECTION}", "inv publish", "not signed in"),
+        (RUN, "SP_APP_SECRET: $(SP_APP_SECRET)", "SP_APP_ID: me", "gets no SP_APP_SECRET"),
+        (PREPARE, "- checkout: self\n  fetchDepth: '1'\n", "", "job 'Deploy' runs scripts without checkout: self"),
+        (DEPLOY, "pool: ${{ parameters.pool }}", "pool: server", "has no agent"),
+        (CD, "- group: devopsforai-aml-vg", "- group: devopsforai-aml-gv", "no variable group 'devopsforai-aml-gv'"),
+        (CD3, "devopsforai-aml-vg-dev", "devopsforai-aml-dev", "no variable group 'devopsforai-aml-dev'"),
         (IMAGE, "parameters.source, 'this-run'", "parameters.sorce, 'this-run'", "'sorce'"),
     ],
 )
