@@ -90,7 +90,7 @@ class AciRig(AzureRig):
     """The address moves with each version, so a client asks for it while versions change."""
 
     kind = "aci"
-    defaults = {"ACI_ALLOW_HTTP": "true", "ACI_STARTUP_TIMEOUT": "20", "ACI_DRAIN_SECONDS": "0", "ACI_CPU": "0.5"}
+    defaults = {"ACI_ALLOW_HTTP": "true", "ACI_STARTUP_TIMEOUT": "60", "ACI_DRAIN_SECONDS": "0", "ACI_CPU": "0.5"}
 
     def groups(self) -> dict[str, Any]:
         """The container groups of the deployment."""
@@ -102,4 +102,4 @@ class WebAppRig(AzureRig):
     """With a deployment slot."""
 
     kind = "webapp"
-    defaults = {"WEBAPP_PLAN": "emulated", "WEBAPP_SLOT": "staging", "WEBAPP_STARTUP_TIMEOUT": "30"}
+    defaults = {"WEBAPP_PLAN": "emulated", "WEBAPP_SLOT": "staging", "WEBAPP_STARTUP_TIMEOUT": "60"}

@@ -19,7 +19,7 @@ from tests.fakes import EXAMPLES, make_release
 pytestmark = pytest.mark.docker
 
 MakeRelease = Callable[..., Release]
-IN_PLACE = {"WEBAPP_SLOT": "", "WEBAPP_STARTUP_TIMEOUT": "5"}
+IN_PLACE = {"WEBAPP_SLOT": ""}
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_version_that_fails_after_the_swap_is_swapped_back(rig: WebAppRig, rel
     address = rig.target.endpoint().url.removeprefix("https://")
     rig.emulator.plant(Fault(f"GET {address}/health/ready", 500, times=1000))
     with pytest.raises(UnhealthyError, match="did not come up"):
-        deploy(rig.again(WEBAPP_STARTUP_TIMEOUT="5"), release("2"))
+        deploy(rig.again(WEBAPP_STARTUP_TIMEOUT="20"), release("2"))
     rig.emulator.services.faults.clear()
     assert version_at(rig.target.endpoint()) == "1"
     assert [line.rpartition("/")[2] for line in rig.log() if f"{rig.name}/slotsswap" in line] == ["slotsswap"] * 3
@@ -149,7 +149,8 @@ def test_in_place_the_image_before_is_put_back(rig: WebAppRig, release: MakeRele
     deploy(target, release("1"))
     before = target.status()
     with pytest.raises(UnhealthyError):
-        deploy(target, release("2", fault))
+        # Long enough for the version before to come back on a busy machine, too.
+        deploy(rig.again(**IN_PLACE, WEBAPP_STARTUP_TIMEOUT="20"), release("2", fault))
     assert target.status() == before
     assert version_at(target.endpoint()) == "1"
 
