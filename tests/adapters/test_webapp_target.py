@@ -19,7 +19,7 @@ from tests.fakes import EXAMPLES, make_release
 pytestmark = pytest.mark.docker
 
 MakeRelease = Callable[..., Release]
-IN_PLACE = {"WEBAPP_SLOT": "", "WEBAPP_STARTUP_TIMEOUT": "5"}
+IN_PLACE = {"WEBAPP_SLOT": ""}
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_in_place_the_image_before_is_put_back(rig: WebAppRig, release: MakeRele
     deploy(target, release("1"))
     before = target.status()
     with pytest.raises(UnhealthyError):
-        deploy(target, release("2", fault))
+        deploy(rig.again(**IN_PLACE, WEBAPP_STARTUP_TIMEOUT="12"), release("2", fault))
     assert target.status() == before
     assert version_at(target.endpoint()) == "1"
 
