@@ -252,10 +252,17 @@ class WebAppTarget:
             self._question("", wanted, verify, progress)
         except BaseException:
             if before.current:
-                progress(f"putting {before.current} back")
-                self._app.put_back("", before)
-                self._wait_until_ready("", before.current, progress)
+                self._put_back(before, before.current, progress)
             raise
+
+    def _put_back(self, before: Site, version: Version, progress: Progress) -> None:
+        """What served, in place again. That it takes long does not hide why it had to."""
+        progress(f"putting {version} back")
+        self._app.put_back("", before)
+        try:
+            self._wait_until_ready("", version, progress)
+        except UnhealthyError as error:
+            progress(f"{error.what.splitlines()[0]}; see inv status --target webapp")
 
     def _question(self, slot: str, version: Version, verify: Verify, progress: Progress) -> None:
         """Wait until ready, ask. Whatever fails is told with the container's last lines."""
