@@ -42,7 +42,7 @@ def test(session: nox.Session) -> None:
         install(session, "requirements/all.txt")
         session.run("inv", "lint")
         session.run("inv", "coverage")
-        session.run("inv", "test", "--suite", "adapters,e2e")
+        session.run("inv", "test", "--suite", "adapters,contract,e2e")
     else:
         install(session, "requirements/ci.txt")
         session.run("inv", "test", "--suite", "unit,contract")

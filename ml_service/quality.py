@@ -115,12 +115,18 @@ def test(root: Path, console: Console, *, suites: Sequence[str], junit: str = ""
     report = Path(junit).absolute() if junit else record.with_name("tests.xml")
     # Many tests wait for processes; a file's tests stay together, since they share what is slow to make.
     together = ["--numprocesses", str(max(2, os.cpu_count() or 1)), "--dist", "loadfile"]
-    arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *folders, f"--junit-xml={report}"]
+    chosen = ["-m", _marks(suites)]
+    arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *chosen, *folders, f"--junit-xml={report}"]
     failed = _run(arguments, root, console) != 0
     console.output("look_at", _counted(report))
     write_json(record, {"suites": ",".join(suites), "files": before, "passed": not failed})
     if failed:
         raise QualityError("a test failed", where="test", next_step="mend it; again: inv test")
+
+
+def _marks(suites: Sequence[str]) -> str:
+    """Which tests: an engine or a cluster takes minutes, so they are asked only beside the adapters' own tests."""
+    return "not soak" if "adapters" in suites else "not soak and not docker and not kubernetes"
 
 
 def _counted(report: Path) -> str:

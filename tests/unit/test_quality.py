@@ -121,3 +121,9 @@ def test_coverage_below_the_floor_fails_after_running_what_changed(root: Path) -
     with pytest.raises(QualityError, match="below the floor"):
         quality.coverage(root, Console(stream))
     assert "inv test has passed" not in stream.getvalue()
+
+
+def test_an_engine_and_a_cluster_are_asked_beside_the_adapters_only() -> None:
+    """They take minutes, which nobody wants to wait for at each change."""
+    assert quality._marks(["unit", "contract"]) == "not soak and not docker and not kubernetes"
+    assert quality._marks(["adapters", "contract"]) == "not soak"
