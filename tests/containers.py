@@ -6,15 +6,15 @@ import io
 import os
 import shutil
 import tarfile
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+import requests
 
 from ml_service import package
 from ml_service.config import Settings
@@ -75,6 +75,13 @@ def printing() -> tuple[Console, io.StringIO]:
     return Console(stream), stream
 
 
+def _without(part: str, why: str) -> NoReturn:
+    """Skip the test, saying why; fail it where TESTS_NEED names the part, since there it was brought up."""
+    if part in os.environ.get("TESTS_NEED", "").split(","):
+        pytest.fail(f"TESTS_NEED names {part}, but {why}")
+    pytest.skip(why)
+
+
 def engine_or_skip() -> DockerClient:
     """The engine on its usual socket; without one the test is skipped."""
     docker = pytest.importorskip("docker")
@@ -82,17 +89,17 @@ def engine_or_skip() -> DockerClient:
         client: DockerClient = docker.from_env(timeout=300)
         client.ping()
     except docker.errors.DockerException as error:
-        pytest.skip(f"no container engine answers: {error}")
+        _without("docker", f"no container engine answers: {error}")
     return client
 
 
 def registry_or_skip() -> str:
     """The registry beside the engine; without one the test is skipped."""
     try:
-        with urllib.request.urlopen(f"http://{REGISTRY}/v2/", timeout=5):
-            return REGISTRY
-    except OSError as error:
-        pytest.skip(f"no image registry answers at {REGISTRY}: {error}")
+        requests.get(f"http://{REGISTRY}/v2/", timeout=5).raise_for_status()
+    except requests.RequestException as error:
+        _without("docker", f"no image registry answers at {REGISTRY}: {error}")
+    return REGISTRY
 
 
 @contextmanager
@@ -172,14 +179,16 @@ def push_image(client: DockerClient, release: Release, repository: str) -> Relea
     return replace(release, image=repository, image_digest=digest)
 
 
-def cluster_or_skip() -> None:
-    """The cluster that KUBECONFIG names; without one the test is skipped."""
+def cluster_or_skip() -> str:
+    """The kubeconfig of the cluster that KUBECONFIG names; without one the test is skipped."""
     pytest.importorskip("kubernetes")
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG names no cluster")
+    kubeconfig = os.environ.get("KUBECONFIG", "")
+    if not kubeconfig:
+        _without("kubernetes", "KUBECONFIG names no cluster")
     finding = AksTarget(settings_for(Path("/nonexistent"))).diagnose()[0]
     if not finding.ok:
-        pytest.skip(f"the cluster does not answer: {finding.detail}")
+        _without("kubernetes", f"the cluster does not answer: {finding.detail}")
+    return kubeconfig
 
 
 class AksRig:

@@ -97,6 +97,9 @@ def get_compute(world: World, request: Request, subscription: str, group: str, w
     found = world.workspace(workspace).computes.get(name)
     if found is None:
         raise Refusal(404, "ComputeNotFound", f"Compute resource with name '{name}' was not found.")
+    if world.compute_looks:
+        world.compute_looks -= 1
+        found = {**found, "properties": {**found["properties"], "provisioningState": "Creating"}}
     return Response(200, found)
 
 

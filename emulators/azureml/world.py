@@ -66,6 +66,7 @@ class World(Account):
         self.workspaces: dict[str, Workspace] = {}
         self.compute_quota = 100
         self.compute_provisioning_error = ""
+        self.compute_looks = 0
         self.failing_steps: dict[str, str] = {}
         self.environ: dict[str, str] = {}
         self.starter: Starter = Cold()

@@ -13,9 +13,11 @@ from emulators.wire.account import TENANT, Account
 from emulators.wire.http import Refusal, Request, Response, Routes
 
 SECRET = "emulated-secret"
+MANAGED_IDENTITY = "http://169.254.169.254/msi/token"
+"""The IDENTITY_ENDPOINT of a host with a managed identity; its IDENTITY_HEADER is ``SECRET``."""
 _KEY = b"throw-away"
 
-routes = Routes(r"login\.(microsoftonline\.com|windows\.net)", open=True)
+routes = Routes(r"login\.(microsoftonline\.com|windows\.net)|169\.254\.169\.254", open=True)
 
 
 @routes.on("GET", r"/{tenant}/v2.0/.well-known/openid-configuration")
@@ -50,6 +52,22 @@ def token(world: Account, request: Request, tenant: str) -> Response:
     access = make_token(world, form.get("client_id", ""))
     life = {"expires_in": int(world.token_life), "ext_expires_in": int(world.token_life)}
     return Response(200, {"token_type": "Bearer", "access_token": access, **life})
+
+
+@routes.on("GET", "/msi/token")
+def managed_identity(world: Account, request: Request) -> Response:
+    """What the host of an App Service answers to the identity that it was given."""
+    if request.headers.get("x-identity-header") != SECRET:
+        return Response(401, {"statusCode": 401, "message": "the header is not this host's"})
+    return Response(
+        200,
+        {
+            "access_token": make_token(world, "managed-identity"),
+            "expires_on": str(int(time.time() + world.token_life)),
+            "resource": request.query.get("resource", ""),
+            "token_type": "Bearer",
+        },
+    )
 
 
 def _refused(code: str, message: str) -> Response:

@@ -10,6 +10,7 @@ from typing import Any
 from ml_service.azure_devops import harmless
 from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnavailableError
+from ml_service.platforms.azureml_pipeline import refuse_failed
 from ml_service.platforms.azureml_sdk import INSTALL, attempt, connect, import_sdk, require
 from ml_service.ports import Finding
 
@@ -88,6 +89,7 @@ def _compute(settings: Settings, workspace: Any) -> str:
     clusters = attempt(lambda: ComputeTarget.list(workspace), where)
     for cluster in clusters:
         if cluster.name == azure.compute_name:
+            refuse_failed(cluster, f"compute cluster {cluster.name} of workspace {workspace.name}")
             return f"{cluster.name} is there: {cluster.provisioning_state}"
     return f"{azure.compute_name} is not there: publish creates it"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ PYTHON = "3.11"
 ENTRY = "step.py"
 _ENTRY = "import sys\n\nfrom ml_service.platforms.azureml_step import main\n\nsys.exit(main())\n"
 _COMPUTE_MINUTES = 20
+_COMING = ("Creating", "Updating", "Resizing")
+_LOOK_AGAIN = 5
+"""Seconds between two looks at a cluster that is being created."""
 
 
 # Compute
@@ -56,7 +60,25 @@ def ensure_compute(workspace: Any, azure: AzureSettings, progress: Progress) -> 
             cluster = attempt(lambda: _find_compute(workspace, azure.compute_name), where)
             if cluster is None:
                 raise
-    _refuse_failed(cluster, where)
+    cluster = _awaited(cluster, workspace, where, progress)
+    refuse_failed(cluster, where)
+    return cluster
+
+
+def _awaited(cluster: Any, workspace: Any, where: str, progress: Progress) -> Any:
+    """The cluster once it is created: another build may have begun that a moment ago."""
+    deadline = time.monotonic() + 60 * _COMPUTE_MINUTES
+    if cluster.provisioning_state in _COMING:
+        progress(f"waiting for {where}, which is {cluster.provisioning_state}: at most {_COMPUTE_MINUTES} minutes")
+    while cluster.provisioning_state in _COMING and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN)
+        cluster = attempt(lambda: _find_compute(workspace, cluster.name), where) or cluster
+    if cluster.provisioning_state in _COMING:
+        raise UnavailableError(
+            f"is still {cluster.provisioning_state} after {_COMPUTE_MINUTES} minutes",
+            where=where,
+            next_step="look at its page in https://ml.azure.com, then publish again",
+        )
     return cluster
 
 
@@ -72,8 +94,9 @@ def _find_compute(workspace: Any, name: str) -> Any:
         raise
 
 
-def _refuse_failed(cluster: Any, where: str) -> None:
-    if cluster.provisioning_state == "Succeeded":
+def refuse_failed(cluster: Any, where: str) -> None:
+    """Raise UnavailableError unless the cluster works or is about to."""
+    if cluster.provisioning_state in ("Succeeded", *_COMING):
         return
     errors = first_line(Exception(str(cluster.provisioning_errors or "it says no reason")))
     raise UnavailableError(

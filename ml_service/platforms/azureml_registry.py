@@ -7,15 +7,14 @@ of ours when the property ``champion_since`` is added; the champion is the highe
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ml_service.azure_devops import harmless
-from ml_service.errors import UnavailableError, UsageError
+from ml_service.errors import IntegrityError, UnavailableError, UsageError
 from ml_service.package import compare_files, hash_files
 from ml_service.platforms.azureml_sdk import attempt, is_missing, translated
 from ml_service.ports import ModelVersion
@@ -32,6 +31,9 @@ CONTENT = "version"
 """The folder whose files a version is made of; the registry keeps its name."""
 
 _FILE, _METRIC = "file:", "metric:"
+_PATIENCE = (10, 60)
+"""Seconds to connect to the storage, and between two pieces of a file."""
+_CHUNK = 1 << 20
 
 
 class LostRace(UnavailableError):
@@ -169,12 +171,19 @@ class Registry:
 
         Raises:
             UsageError: the version was deleted in between.
-            IntegrityError: what came is not what was registered.
+            IntegrityError: what came is not what was registered, or a file would be written elsewhere.
         """
-        with tempfile.TemporaryDirectory(prefix="model-") as temporary:
-            attempt(lambda: self._fetch(version, temporary), f"model {version.id} of workspace {self._workspace.name}")
-            for path in sorted((Path(temporary) / CONTENT).iterdir()):
-                shutil.move(path, directory / path.name)
+        where = f"model {version.id} of workspace {self._workspace.name}"
+        addresses = attempt(lambda: self._addresses(version), where)
+        for name in version.files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise IntegrityError(
+                    f"it names a file outside of itself: {harmless(name)}",
+                    where=where,
+                    next_step=f"withdraw {version.reference}: nothing of ours registered that",
+                )
+            if address := addresses.get(f"{CONTENT}/{name}"):
+                attempt(functools.partial(_fetch, address, directory / name), where)
         compare_files(
             version.files,
             hash_files(directory),
@@ -182,7 +191,8 @@ class Registry:
             next_step=f"withdraw {version.reference}: what the workspace holds is not what was registered",
         )
 
-    def _fetch(self, version: ModelVersion, directory: str) -> None:
+    def _addresses(self, version: ModelVersion) -> dict[str, str]:
+        """Where each file of the version is, signed for reading."""
         from azureml.core import Model
 
         try:
@@ -195,7 +205,20 @@ class Registry:
                     next_step="choose another version: --model NAME:VERSION",
                 ) from None
             raise
-        model.download(target_dir=directory, exist_ok=True)
+        addresses: dict[str, str] = model.get_sas_urls()
+        return addresses
+
+
+def _fetch(address: str, path: Path) -> None:
+    # Model.download repeats each try of the storage client five times, which together takes minutes to give up.
+    import requests
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with requests.get(address, stream=True, timeout=_PATIENCE) as answer:
+        answer.raise_for_status()
+        with path.open("wb") as file:
+            for chunk in answer.iter_content(_CHUNK):
+                file.write(chunk)
 
 
 def _is_pending(model: Any) -> bool:

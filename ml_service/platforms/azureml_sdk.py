@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, TypeVar
 
@@ -26,8 +27,11 @@ _PATIENCE = {"AZUREML_DEFAULT_BACKOFF": "4", "AZUREML_DEFAULT_RETRIES": "3", "AZ
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 _STATUS = re.compile(r"(?:\bCode:\s*|status[_ ]code\W+|\(|\btoo many )(\d{3})\b", re.IGNORECASE)
 _UNREACHABLE = (
-    "ConnectionError", "ConnectTimeout", "ReadTimeout", "ClientRequestError", "ServiceRequestError", "Timeout",
+    "ChunkedEncodingError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ClientRequestError",
+    "ServiceRequestError", "Timeout",
 )  # fmt: skip
+_SIGNATURE = re.compile(r"\?[^\s'\"]*\bsig=[^\s'\"]*")
+"""What signs an address of the storage: whoever reads it may read the file."""
 _SIGN_IN = {"AuthenticationException", "ClientAuthenticationError"}
 _SIGN_IN_WORDS = ("AADSTS", "az login", "Azure CLI")
 _ATTEMPTS = 3
@@ -38,13 +42,17 @@ T = TypeVar("T")
 
 
 class _Filter:
-    """A standard stream that drops what a hushed thread prints, and passes on the rest."""
+    """A standard stream that drops what the SDK prints, and passes on the rest.
+
+    The SDK speaks in the thread that called it and in those that it started, which are those that nobody knew before.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return len(text) if getattr(_hushed, "yes", False) else self._stream.write(text)
+        hushed = getattr(_hushed, "yes", False) or threading.current_thread() not in _known
+        return len(text) if hushed else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -53,22 +61,28 @@ class _Filter:
 _hushed = threading.local()
 _changing = threading.Lock()
 _users: list[threading.Thread] = []
+_known: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+"""The threads that were there before the SDK was called."""
+_born: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+"""The threads that began during its calls: a later call must not take one that lives on for ours."""
 _streams: dict[str, tuple[Any, Any]] = {}
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what this thread prints: the SDK reports to standard output, which belongs to us.
+    """Drop what this thread and those it starts print: the SDK reports to standard output, which belongs to us.
 
     ``contextlib.redirect_stdout`` holds for all threads at once, and two that overlap leave it redirected.
     """
     before = getattr(_hushed, "yes", False)
     with _changing:
         if not _users:
+            _known.update(set(threading.enumerate()).difference(_born))
             for name in ("stdout", "stderr"):
                 _streams[name] = (getattr(sys, name), _Filter(getattr(sys, name)))
                 setattr(sys, name, _streams[name][1])
         _users.append(threading.current_thread())
+        _known.add(threading.current_thread())
     _hushed.yes = True
     try:
         yield
@@ -76,6 +90,7 @@ def quiet() -> Iterator[None]:
         _hushed.yes = before
         with _changing:
             _users.pop()
+            _born.update(set(threading.enumerate()).difference(_known))
             for name, (original, filtered) in _streams.items() if not _users else ():
                 if getattr(sys, name) is filtered:
                     setattr(sys, name, original)
@@ -293,6 +308,7 @@ def _proxy() -> str:
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line that is safe to print."""
     text = _text(error)
+    text = _SIGNATURE.sub("?…", text)
     found = re.search(r"Message:\s*(.+)", text) or re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', text)
     line = found.group(1) if found else (text.strip().splitlines() or [""])[0]
     return harmless(f"{line[:400] or type(error).__name__}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,12 +219,15 @@ def _pods(cluster: Cluster, settings: Settings, track: str) -> Sequence[Object]:
 
 
 def _ask(cluster: Cluster, pod: str, key: str) -> Traffic:
+    import requests
+
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        with forwarded(cluster, pod, _PORT) as url:
-            request = urllib.request.Request(f"{url}/metrics", headers=headers)
-            with urllib.request.urlopen(request, timeout=15) as answer:
-                return parse(answer.read().decode())
+        with forwarded(cluster, pod, _PORT) as url, requests.Session() as session:
+            session.trust_env = False  # the address is on this machine: no proxy knows it
+            answer = session.get(f"{url}/metrics", headers=headers, timeout=15)
+            answer.raise_for_status()
+            return parse(answer.text)
     except OSError as error:
         raise UnavailableError(
             f"its metrics cannot be read ({error})", where=f"pod {pod}", next_step="see: inv logs --target aks"

@@ -21,7 +21,7 @@ from ml_service.errors import UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Status, Target
 from ml_service.smoke import smoke
 from ml_service.targets.aks import AksTarget
-from tests.containers import ROOT, AksRig, make_real_release, settings_for
+from tests.containers import ROOT, AksRig, cluster_or_skip, make_real_release, settings_for
 from tests.ports import free_port
 from tests.fakes import EXAMPLES, make_release
 from tests.traffic import Traffic
@@ -42,12 +42,10 @@ def rig(tmp_path: Path) -> Iterator[AksRig]:
 @pytest.fixture
 def namespace() -> Iterator[str]:
     """A namespace of the test's own."""
-    pytest.importorskip("kubernetes")
+    kubeconfig = cluster_or_skip()
     from kubernetes import client, config
 
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG names no cluster")
-    core = client.CoreV1Api(config.new_client_from_config(os.environ["KUBECONFIG"]))
+    core = client.CoreV1Api(config.new_client_from_config(kubeconfig))
     name = f"test-{uuid.uuid4().hex[:10]}"
     core.create_namespace({"metadata": {"name": name}})
     yield name

@@ -18,8 +18,10 @@ if find_spec("azureml") is None:
     pytest.skip("azureml-sdk is not installed: see docs/azure-ml.md", allow_module_level=True)
 
 from emulators import Fault  # noqa: E402
-from emulators.wire.identity import make_token  # noqa: E402
+from emulators.wire.identity import MANAGED_IDENTITY, SECRET, make_token  # noqa: E402
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UsageError  # noqa: E402
+from ml_service.package import hash_files  # noqa: E402
+from ml_service.platforms import azureml_pipeline  # noqa: E402
 from ml_service.platforms.azureml_registry import LostRace, Registry  # noqa: E402
 from ml_service.ports import RunStatus  # noqa: E402
 from tests.azureml_rig import AzureMlRig, build, redirected, shared_emulator  # noqa: E402
@@ -35,6 +37,7 @@ def rig(tmp_path: Path) -> Iterator[AzureMlRig]:
     emulator.world.failing_steps = {}
     emulator.world.compute_provisioning_error = ""
     emulator.world.compute_quota = 100
+    emulator.world.compute_looks = 0
     emulator.world.token_life = 3600.0
     assert [] == emulator.services.unknown
 
@@ -160,6 +163,30 @@ def test_a_cluster_that_does_not_come_up_is_named(rig: AzureMlRig) -> None:
     assert [] == rig.platform.pipelines(PROJECT, "b1")
 
 
+def test_a_cluster_that_another_build_is_creating_is_waited_for(
+    rig: AzureMlRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said, since it takes minutes; and with an end, since it may never come."""
+    rig.publish("b1")
+    monkeypatch.setattr(azureml_pipeline, "_LOOK_AGAIN", 0.01)
+    rig.emulator.world.compute_looks = 3
+    rig.publish("b2")
+    assert 0 == rig.emulator.world.compute_looks
+    monkeypatch.setattr(azureml_pipeline, "_COMPUTE_MINUTES", 0.001)
+    rig.emulator.world.compute_looks = 100_000
+    with pytest.raises(UnavailableError, match="is still Creating after"):
+        rig.publish("b3")
+
+
+def test_doctor_names_a_cluster_that_did_not_come_up(rig: AzureMlRig) -> None:
+    """It is there, and it is of no use."""
+    rig.emulator.world.compute_provisioning_error = "no capacity in westeurope"
+    with pytest.raises(UnavailableError):
+        rig.publish("b1")
+    (compute,) = [finding for finding in rig.platform.diagnose() if not finding.ok]
+    assert ("compute", True) == (compute.subject, "no capacity in westeurope" in compute.detail)
+
+
 def test_a_cluster_beyond_the_quota_is_refused_with_the_setting_to_change(rig: AzureMlRig) -> None:
     """The next step names the setting."""
     rig.emulator.world.compute_quota = 2
@@ -210,6 +237,17 @@ def test_the_azure_cli_signs_in_when_there_is_no_service_principal(rig: AzureMlR
         assert None is rig.open(SP_APP_ID="", SP_APP_SECRET="").champion("m")
 
 
+def test_a_managed_identity_signs_in_where_the_machine_has_one(rig: AzureMlRig) -> None:
+    """The two variables that Azure's hosts set; what the address answers is what App Service answers."""
+    host = {"IDENTITY_ENDPOINT": MANAGED_IDENTITY, "IDENTITY_HEADER": SECRET}
+    with redirected(host):
+        assert None is rig.open(SP_APP_ID="", SP_APP_SECRET="", **host).champion("m")
+    assert any("GET 169.254.169.254/msi/token" in line for line in rig.emulator.services.log)
+    with redirected({**host, "IDENTITY_HEADER": "of another host"}), pytest.raises(UnavailableError) as raised:
+        rig.open(SP_APP_ID="", SP_APP_SECRET="", **host).champion("m")
+    assert "signed in by managed identity" in raised.value.where
+
+
 def test_without_any_sign_in_the_one_that_was_tried_is_named(rig: AzureMlRig, tmp_path: Path) -> None:
     """No service principal, and no Azure CLI on this machine."""
     with redirected({"PATH": str(tmp_path)}), pytest.raises(UnavailableError) as raised:
@@ -226,6 +264,22 @@ def test_a_model_deleted_in_between_is_named(rig: AzureMlRig, tmp_path: Path) ->
     with pytest.raises(UsageError, match=f"{PROJECT}:1 was deleted"):
         rig.platform.download(version, tmp_path)
     assert None is rig.platform.champion(PROJECT)
+
+
+def test_a_download_is_repeated_and_then_given_up(rig: AzureMlRig, tmp_path: Path) -> None:
+    """One fault of the storage is waited out; a lasting one is an error that shows no signature."""
+    rig.train("b1")
+    version = rig.platform.version(PROJECT, "1")
+    rig.emulator.plant(Fault("GET .*blob.*/version/.*", 503))
+    rig.platform.download(version, tmp_path / "one")
+    assert version.files == hash_files(tmp_path / "one")
+    rig.emulator.plant(Fault("GET .*blob.*/version/.*", 503, times=1000))
+    before = len(rig.emulator.services.log)
+    with pytest.raises(UnavailableError, match="Azure has a fault of its own") as raised:
+        rig.platform.download(version, tmp_path / "two")
+    assert f"model {PROJECT}:1 of workspace {rig.workspace_name}" == raised.value.where
+    assert "sig=" not in str(raised.value)
+    assert len(rig.emulator.services.log) - before < 10
 
 
 def test_a_crash_between_registration_and_confirmation_leaves_nothing_to_see(rig: AzureMlRig) -> None:

@@ -8,12 +8,11 @@ import os
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.ports import free_port
 from tests.scoring.conftest import Serve
@@ -53,15 +52,15 @@ def azureml_server(command: Path, package: Path, log: Path) -> Iterator[str]:
 
 
 def score(url: str, body: bytes) -> tuple[int, object]:
-    asked = urllib.request.Request(f"{url}/score", body, {"Content-Type": "application/json"})
+    """Status and answer, once the server answers at all."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, None
-        except OSError:
+            answer = requests.post(
+                f"{url}/score", body, headers={"Content-Type": "application/json"}, timeout=PATIENCE
+            )
+            return answer.status_code, answer.json() if answer.ok else None
+        except requests.ConnectionError:
             assert time.monotonic() < deadline
             time.sleep(0.1)
 

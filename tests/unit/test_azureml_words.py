@@ -148,3 +148,28 @@ def test_only_the_thread_that_calls_the_sdk_is_quiet(capsys: pytest.CaptureFixtu
     print("ours")
     assert original is sys.stdout
     assert "ours\n" == capsys.readouterr().out
+
+
+def test_what_the_sdk_prints_in_threads_of_its_own_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also from a thread that lives on into the next call."""
+    again, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        print("Created step train")
+        again.wait(10)
+        print("Created step register")
+        done.set()
+
+    with quiet():
+        threading.Thread(target=work, daemon=True).start()
+    with quiet():
+        again.set()
+        done.wait(10)
+    print("ours")
+    assert "ours\n" == capsys.readouterr().out
+
+
+def test_a_signed_address_is_not_shown() -> None:
+    """Whoever reads the signature may read the file."""
+    error = ConnectionError("Max retries exceeded with url: /azureml/m.onnx?sv=2019&sig=aB%2F3=&se=2030 (refused)")
+    assert "Max retries exceeded with url: /azureml/m.onnx?… (refused)" == first_line(error)
