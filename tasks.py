@@ -542,9 +542,9 @@ def azureml_emulator(work: Work, port: int = 0) -> None:
     serve(port)
 
 
-@stage(help={"pipelines": "look at the YAML of .azure-pipelines instead: two seconds, no account"})
+@stage(help={"pipelines": "look at the YAML of .azure-pipelines instead; needs no account"})
 def doctor(work: Work, pipelines: bool = False) -> None:
-    """What would fail later, said now.
+    """What would fail later, said now: settings, sign-in, compute and quota of the platform, and the target local.
 
     Examples: inv doctor · inv doctor --platform azureml · inv doctor --pipelines
     """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,14 +119,33 @@ class _Sender:
         )
 
     def _try(self, body: bytes, key: str, left: float) -> _Answer | str:
+        """An answer, or what was in its way, within ``left`` seconds.
+
+        The timeout of requests begins anew with every byte that comes. An endpoint that trickles is left to a thread
+        that nobody waits for.
+        """
+        wait = min(left, _LONGEST_REQUEST)
+        outcome: Future[_Answer | str] = Future()
+
+        def post() -> None:
+            try:
+                outcome.set_result(self._post(body, key, wait))
+            except Exception as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=post, name="smoke", daemon=True).start()
+        try:
+            return outcome.result(wait)
+        except TimeoutError:
+            return "no answer in time"
+
+    def _post(self, body: bytes, key: str, wait: float) -> _Answer | str:
         headers = {"Content-Type": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         url = f"{self._endpoint.url.rstrip('/')}/score"
         try:
-            answer = self._session.post(
-                url, data=body, headers=headers, timeout=min(left, _LONGEST_REQUEST), allow_redirects=False
-            )
+            answer = self._session.post(url, data=body, headers=headers, timeout=wait, allow_redirects=False)
         except self._requests.Timeout:
             return "no answer in time"
         except self._requests.ConnectionError:

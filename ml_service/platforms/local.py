@@ -33,6 +33,7 @@ from ml_service.ports import (
     Run,
     RunStatus,
 )
+from ml_service.project import LOCK
 
 if TYPE_CHECKING:
     from ml_service.platforms.mlflow_store import MlflowStore
@@ -72,6 +73,7 @@ class LocalPlatform:
     def submit(self, pipeline: PublishedPipeline, build: Build, data: Path) -> Run:
         frozen = self._pipelines.get(pipeline.id)
         self._pipelines.verify(frozen)
+        self._refuse_other_lock(frozen)
         run = Run(
             id=f"{build.id}-{secrets.token_hex(4)}",
             pipeline_id=pipeline.id,
@@ -89,6 +91,16 @@ class LocalPlatform:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         return replace(run, url=str(directory))
+
+    def _refuse_other_lock(self, frozen: FrozenPipeline) -> None:
+        """Sources are frozen with the pipeline, libraries are those of this environment, which follows the lock."""
+        lock = self._settings.root / LOCK
+        if not lock.is_file() or sha256_of(lock) != frozen.lock_sha256:
+            raise UsageError(
+                f"the lock has changed since {frozen.published.id} was published, and its libraries with it",
+                where=str(lock),
+                next_step="publish again under another build id: BUILD_BUILDID=… inv publish",
+            )
 
     def _order(self, frozen: FrozenPipeline, run: Run, data_sha256: str) -> Order:
         published = frozen.published

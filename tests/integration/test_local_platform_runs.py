@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ml_service.errors import MlopsError, UnavailableError
-from ml_service.ports import RunStatus
+from ml_service.errors import MlopsError, UnavailableError, UsageError
+from ml_service.ports import Build, RunStatus
+from ml_service.project import LOCK
 from tests.local_stores import Desk, ended, until
 from tests.repositories import PROJECT, definition
 
@@ -38,6 +39,17 @@ def test_the_parameters_of_publication_rule_the_gate(desk: Desk) -> None:
     champion = desk.platform.champion("rules")
     assert champion is not None
     assert champion.version == "2"
+
+
+def test_a_lock_that_changed_since_publication_is_refused(tmp_path: Path) -> None:
+    """Sources are frozen, libraries are not: a version must not name a lock that it was not trained with."""
+    desk = Desk(tmp_path)
+    published = desk.platform.publish(definition(desk.root), Build("b"))
+    (desk.root / LOCK).write_text("mlflow==0.0.1\n")
+    with pytest.raises(UsageError, match="the lock has changed since .* was published") as caught:
+        desk.platform.submit(published, Build("b"), desk.data)
+    assert caught.value.where.endswith(LOCK)
+    assert not list((desk.settings.store / "runs").glob("*"))
 
 
 def test_a_champion_whose_files_were_damaged_is_an_error_that_says_so(desk: Desk) -> None:

@@ -241,6 +241,25 @@ def test_a_service_that_never_answers(serve: Callable[..., Server], package: Pat
         smoke(serve(hang).endpoint, package, timeout=1, progress=print)
 
 
+def test_a_service_that_trickles(package: Path) -> None:
+    """A byte every now and then keeps a connection alive, and does not move the end that was named."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def trickle() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                for byte in b"HTTP/1.1 200 OK\r\n" + b"X" * 200:
+                    time.sleep(0.1)
+                    connection.sendall(bytes([byte]))
+
+        threading.Thread(target=trickle, daemon=True).start()
+        endpoint = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}", KEY)
+        begun = time.monotonic()
+        with pytest.raises(UnhealthyError, match="no answer within 1 s"):
+            smoke(endpoint, package, timeout=1, progress=print)
+        assert time.monotonic() - begun < 15
+
+
 def test_proxies_of_the_environment_are_left_alone(
     serve: Callable[..., Server], package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
