@@ -39,6 +39,16 @@ _ARTIFACT = "what package-artifact wrote (default: artifact)"
 _tasks: list[Task[Any]] = []
 
 
+class Number(int):
+    """A number among a task's options: Invoke makes one of what was typed, and would show a traceback for a word."""
+
+    def __new__(cls, given: object) -> Number:
+        try:
+            return super().__new__(cls, str(given))
+        except ValueError:
+            raise Exit(f"error: {given!r} is no whole number: see inv --help TASK", code=2) from None
+
+
 class Work:
     """What a task works with; each part is made when it is first asked for."""
 
@@ -455,7 +465,7 @@ def status(work: Work, target: str, json: bool = False) -> None:
 
 
 @stage(help={"target": _TARGET, "lines": "how many of the last lines"})
-def logs(work: Work, target: str, lines: int = 50) -> None:
+def logs(work: Work, target: str, lines: int = Number(50)) -> None:
     """What it says.
 
     Examples: inv logs --target local --lines 200
@@ -521,7 +531,7 @@ def _say_how_to_use(work: Work, target: str) -> None:
 
 
 @stage(help={"port": "where it listens (default: 5000)"})
-def ui(work: Work, port: int = 5000) -> None:
+def ui(work: Work, port: int = Number(5000)) -> None:
     """The tracking user interface on the local store; Ctrl-C ends it.
 
     Examples: inv ui · inv ui --port 5050
@@ -532,7 +542,7 @@ def ui(work: Work, port: int = 5000) -> None:
 
 
 @stage(help={"port": "where it listens (default: a free port)"})
-def azureml_emulator(work: Work, port: int = 0) -> None:
+def azureml_emulator(work: Work, port: int = Number(0)) -> None:
     """Azure ML, and what aci and webapp need of Azure, answered on this machine; prints the settings. Ctrl-C ends it.
 
     Examples: inv azureml-emulator > a.env & · until grep -q PLATFORM a.env; do sleep 1; done · . ./a.env && inv publish
@@ -542,11 +552,16 @@ def azureml_emulator(work: Work, port: int = 0) -> None:
     serve(port)
 
 
-@stage(help={"pipelines": "look at the YAML of .azure-pipelines instead; needs no account"})
-def doctor(work: Work, pipelines: bool = False) -> None:
-    """What would fail later, said now: settings, sign-in, compute and quota of the platform, and the target local.
+@stage(
+    help={
+        "target": f"{_TARGET}; several with commas between",
+        "pipelines": "look at the YAML of .azure-pipelines instead; needs no account",
+    }
+)
+def doctor(work: Work, target: str = "local", pipelines: bool = False) -> None:
+    """What would fail later, said now: settings, sign-in, compute and quota of the platform, and the targets.
 
-    Examples: inv doctor · inv doctor --platform azureml · inv doctor --pipelines
+    Examples: inv doctor · inv doctor --platform azureml --target aks,webapp · inv doctor --pipelines
     """
     if pipelines:
         from ml_service.pipelines import diagnose
@@ -555,7 +570,7 @@ def doctor(work: Work, pipelines: bool = False) -> None:
         return
     from ml_service import workflows
 
-    workflows.doctor(work.platform, [work.target("local")], work.console)
+    workflows.doctor(work.platform, [work.target(name) for name in target.split(",")], work.console)
 
 
 def _path(given: str) -> Path:
