@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from errors import RequestError
+from errors import RequestError, plain
 
 LINGER = 2.0
 """Seconds that a connection which is to be closed still takes in what the client has sent: closing earlier would reset
@@ -26,6 +26,11 @@ _KEPT_HEADERS = frozenset(
         b"traceparent", b"transfer-encoding", b"x-request-id",
     )
 )  # fmt: skip
+
+_SINGLE = frozenset(
+    (b"authorization", b"content-encoding", b"content-length", b"content-type", b"host", b"transfer-encoding")
+)
+"""Headers of which two could be read in two ways, by us and by whoever stands before us."""
 
 _NEVER = float("inf")
 
@@ -58,6 +63,9 @@ class Handler(Protocol):
     """What serves the requests of all connections of a worker."""
 
     max_body: int
+    max_held: int
+    """Bytes of bodies that have begun and not ended, over all connections."""
+    held: int
     max_header: int
     read_timeout: float
     idle_timeout: float
@@ -67,7 +75,7 @@ class Handler(Protocol):
     cut: int
     """Connections ended before the client had taken in its answers."""
 
-    def admit(self, request: Request) -> RequestError | None:
+    def admit(self, connection: Connection, request: Request) -> RequestError | None:
         """Why a request of which only the head has come is refused; None when its body may come."""
 
     def serve(self, connection: Connection, request: Request) -> bool:
@@ -89,6 +97,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_handler", "_transport", "_parser", "_request", "_head_done", "_head_size", "_headers", "_raw_size",
         "_waiting", "_busy", "_blocked", "_closing", "_sending", "_ended", "deadline", "_alive", "_upgrading",
+        "_held", "_twice", "is_surplus",
     )  # fmt: skip
 
     def __init__(self, handler: Handler) -> None:
@@ -96,7 +105,10 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._request: Request | None = None
         self._head_done = False
-        self._head_size = self._headers = self._raw_size = 0
+        self._head_size = self._headers = self._raw_size = self._held = 0
+        self._twice = b""
+        self.is_surplus = False
+        """Whether there were too many already: it may ask for the service's health, once."""
         self._waiting: deque[Request] = deque()
         self._busy: Request | None = None
         self._blocked = False
@@ -115,7 +127,9 @@ class Connection(asyncio.Protocol):
         self._alive = True
         self.deadline = self._handler.now + self._handler.idle_timeout
         if not self._handler.opened(self):
-            self._refuse(RequestError(503, "too_many_connections", "too many connections are open", retry_after=1))
+            self._refuse(too_many_connections())
+        elif self.is_surplus:
+            self.deadline = self._handler.now + LINGER
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -142,6 +156,7 @@ class Connection(asyncio.Protocol):
         self._alive = False
         self._closing = True
         self._waiting.clear()
+        self._release()
         self.deadline = _NEVER
         self._handler.closed(self)
 
@@ -164,6 +179,7 @@ class Connection(asyncio.Protocol):
             return
         self._request = Request()
         self._head_done = False
+        self._twice = b""
         self._head_size = self._headers = self._raw_size = 0
         self.deadline = self._handler.now + self._handler.read_timeout
 
@@ -180,6 +196,8 @@ class Connection(asyncio.Protocol):
         if request is not None and not self._head_done:
             name = name.lower()
             if name in _KEPT_HEADERS:
+                if name in request.headers and name in _SINGLE:
+                    self._twice = name
                 request.headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -195,7 +213,9 @@ class Connection(asyncio.Protocol):
         if error is None and self._parser.should_upgrade() and self._can_be_read_anew(request):
             self._upgrading, self._request = request, None
             return
-        error = error or self._handler.admit(request)
+        error = error or self._handler.admit(self, request)
+        if self.is_surplus:
+            request.keep_alive = False
         if error is not None:
             self._refuse_body(request, error)
         elif request.headers.get(b"expect", b"").lower() == b"100-continue":
@@ -213,10 +233,15 @@ class Connection(asyncio.Protocol):
             self._refuse(request.refusal or too_large(self._handler.max_body))
         elif request.refusal is None:
             request.parts.append(part)
+            self._held += len(part)
+            self._handler.held += len(part)
+            if self._handler.held > self._handler.max_held:
+                self._refuse(RequestError(503, "too_many_bodies", "too many bodies are on their way", retry_after=1))
 
     def on_message_complete(self) -> None:
         """The request is complete."""
         request, self._request = self._request, None
+        self._release()
         if request is None or self._closing:
             return
         request.body = request.parts[0] if len(request.parts) == 1 else b"".join(request.parts)
@@ -343,6 +368,10 @@ class Connection(asyncio.Protocol):
             return RequestError(505, "bad_request", "the service speaks HTTP/1.1")
         if b"host" not in request.headers and version == "1.1":
             return RequestError(400, "bad_request", "the request has no Host header")
+        if self._twice:
+            return RequestError(400, "bad_request", f"the header {self._twice.decode()} is there twice")
+        if request.headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            return RequestError(501, "bad_request", "the only transfer coding that can be read is chunked")
         if request.headers.get(b"expect", b"100-continue").lower() != b"100-continue":
             return RequestError(417, "bad_request", "the only expectation that can be met is 100-continue")
         return None
@@ -360,6 +389,7 @@ class Connection(asyncio.Protocol):
         """Answer with an error and close: what the client goes on to send is not read as a request."""
         request = self._request or Request()
         self._request = None
+        self._release()
         request.keep_alive = False
         request.refusal = error
         if self._busy is not None or self._waiting:
@@ -367,6 +397,11 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._handler.refuse(self, request, error)
+
+    def _release(self) -> None:
+        """What has been read of a body is passed on, or dropped."""
+        self._handler.held -= self._held
+        self._held = 0
 
     def _no_more(self) -> None:
         if self._busy is not None:
@@ -386,6 +421,7 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self._waiting.clear()
         self._request = None
+        self._release()
         self._sending = self._transport.get_write_buffer_size() > 0
         self.deadline = self._handler.now + (self._handler.read_timeout if self._sending else LINGER)
         if self._ended:
@@ -402,6 +438,11 @@ def _head(request: Request) -> bytes:
     return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (request.method, request.target, fields, ending)
 
 
+def too_many_connections() -> RequestError:
+    """One connection over the limit."""
+    return RequestError(503, "too_many_connections", "too many connections are open", retry_after=1)
+
+
 def too_large(limit: int) -> RequestError:
     """A body over the limit."""
     return RequestError(413, "body_too_large", f"the body may have {limit} bytes")
@@ -414,4 +455,4 @@ def head_too_large(limit: int) -> RequestError:
 
 def _reason(error: Exception) -> str:
     cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
-    return type(cause).__name__
+    return plain(str(cause)[:100]) or type(cause).__name__

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +25,9 @@ from schema import Row, RowReader, Signature
 MANIFEST = "manifest.json"
 FORMAT = 1
 NEXT_STEP = "package the model again: inv package-artifact"
+
+_LOOPS = re.compile(rb"\x22\x04(Loop|Scan)")
+"""The type of such a node in the graph's protobuf (field 4, four bytes). A text that looks like it does no harm."""
 
 Array = npt.NDArray[Any]
 
@@ -58,6 +63,8 @@ class Scorer:
 
     def __init__(self, package: Package, model: Model, max_rows: int) -> None:
         self.package = package
+        self.is_steady = package.runtime == "onnx" and not _LOOPS.search(package.model_bytes)
+        """Whether a small body is sure to take a short time: a script or a loop may take what it likes."""
         self._model = model
         self._reader = RowReader(package.signature, max_rows)
         self._encode = msgspec.json.Encoder(enc_hook=_plain_value).encode
@@ -162,7 +169,7 @@ def read_package(directory: Path) -> Package:
 
 
 def _refuse_other_files(directory: Path, hashes: Mapping[str, str]) -> None:
-    """A file that nobody vouched for could be imported by a script: byte code is left out, Python checks it itself."""
+    """A file that nobody vouched for could be imported by a script. Byte code is left out: no script's is ever read."""
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if "__pycache__" in path.parts or (path.is_dir() and not path.is_symlink()):
@@ -327,6 +334,24 @@ def _load_script(package: Package, threads: int) -> Model:
     return ScriptModel(module)
 
 
+class _CheckedSource(SourceFileLoader):
+    """Compiles the source whose hash was checked. Python by itself would take byte code that lies beside it, which has
+    none."""
+
+    def path_stats(self, path: Any) -> Any:
+        """Byte code is looked for only where this is known."""
+        raise OSError(f"{path}: byte code is not used")
+
+
+def _finder_below(folder: Path) -> Callable[[str], FileFinder]:
+    def finder(path: str) -> FileFinder:
+        if not Path(path).is_relative_to(folder):
+            raise ImportError  # the next one in sys.path_hooks may know it
+        return FileFinder(path, (_CheckedSource, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
+
+    return finder
+
+
 def _import_script(package: Package) -> ModuleType:
     """The script as a module of its own name, made of the very bytes that were checked; it can import its siblings."""
     name = "project_score"
@@ -334,6 +359,7 @@ def _import_script(package: Package) -> ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    sys.path_hooks.insert(0, _finder_below(package.model_file.parent))
     sys.path.append(str(package.model_file.parent))
     exec(compile(package.model_bytes, str(package.model_file), "exec"), module.__dict__)
     return module

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from connection import Connection, Request, too_large
+from connection import Connection, Request, too_large, too_many_connections
 from errors import RequestError, plain
 from journal import Journal
 from keys import KeyRing
@@ -39,6 +39,10 @@ _ROUTES = {
 _OPEN = frozenset(("root", "live", "ready", "other"))
 """Routes that need no key."""
 
+_PROBED = frozenset(("live", "ready"))
+_FOR_PROBES = 16
+"""Connections over the limit that may ask for the service's health: a busy service must not be taken for a dead one."""
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
 
@@ -59,6 +63,8 @@ class Service:
         shared: SharedMetrics,
     ) -> None:
         self.max_body = settings.max_body
+        self.max_held = max(settings.max_bodies, settings.max_body)
+        self.held = 0
         self.max_header = settings.max_header
         self.read_timeout = settings.read_timeout
         self.idle_timeout = settings.idle_timeout
@@ -73,7 +79,7 @@ class Service:
         self._journal = journal
         self._metrics = metrics
         self._shared = shared
-        self._inline = scorer.package.runtime == "onnx"
+        self._inline = scorer.is_steady
         self.pace = Pace()
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(6).encode()
@@ -108,17 +114,21 @@ class Service:
         """Take note of a connection; False when there are too many."""
         self.connections.add(connection)
         self._metrics.set("connections", len(self.connections))
-        return len(self.connections) <= self._settings.max_connections
+        over = len(self.connections) - self._settings.max_connections
+        connection.is_surplus = over > 0
+        return over <= _FOR_PROBES
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
         self.connections.discard(connection)
         self._metrics.set("connections", len(self.connections))
 
-    def admit(self, request: Request) -> RequestError | None:
+    def admit(self, connection: Connection, request: Request) -> RequestError | None:
         """Why a request of which only the head has come is refused."""
         target = request.target
         route = request.route = _ROUTES.get(target) or _ROUTES.get(_path(target), "other")
+        if connection.is_surplus and route not in _PROBED:
+            return too_many_connections()
         if route == "other":
             return RequestError(404, "not_found", "there is nothing at this path")
         if request.method not in ((b"POST",) if route == "score" else (b"GET", b"HEAD")):

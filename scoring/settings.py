@@ -22,6 +22,7 @@ class Settings:
     auth: bool = True
     keys_file: str = ""
     max_body: int = 16 * 1024 * 1024
+    max_bodies: int = 64 * 1024 * 1024
     max_rows: int = 100_000
     max_header: int = 16 * 1024
     max_connections: int = 4096
@@ -55,6 +56,7 @@ class Settings:
             auth=read.flag("SCORING_AUTH", cls.auth),
             keys_file=read.text("SCORING_KEYS_FILE", cls.keys_file),
             max_body=int(read.number("SCORING_MAX_BODY", cls.max_body, 1, 1 << 31)),
+            max_bodies=int(read.number("SCORING_MAX_BODIES", cls.max_bodies, 1, 1 << 40)),
             max_rows=int(read.number("SCORING_MAX_ROWS", cls.max_rows, 1, 1 << 31)),
             max_header=int(read.number("SCORING_MAX_HEADER", cls.max_header, 512, 1 << 20)),
             max_connections=int(read.number("SCORING_MAX_CONNECTIONS", cls.max_connections, 1, 1 << 20)),

@@ -33,6 +33,8 @@ STUCK = 70
 _TICK = 1.0
 _ACCEPT_PAUSE = 0.001
 _DESCRIPTOR_PAUSE = 0.5
+_COMPLAINT_PAUSE = 60.0
+"""Seconds for which one line says that connections cannot be taken."""
 _MOST_PAUSES = 10
 
 
@@ -57,6 +59,7 @@ class Worker:
         self._parent = os.getppid()
         self._pauses = 0
         self._is_paused = False
+        self._complain_again_at = 0.0
         self._accepting: set[asyncio.Task[object]] = set()
         self._drain_until = 0.0
         self._close_idle_at = 0.0
@@ -159,7 +162,9 @@ class Worker:
         if self._is_paused:
             return
         self._is_paused = True
-        self._journal.event("error", "accept_failed", text=str(error), again_in=_DESCRIPTOR_PAUSE)
+        if self._service.now >= self._complain_again_at:
+            self._complain_again_at = self._service.now + _COMPLAINT_PAUSE
+            self._journal.event("error", "accept_failed", text=str(error), again_in=_DESCRIPTOR_PAUSE)
         self._loop.remove_reader(self._listener.fileno())
         self._loop.call_later(_DESCRIPTOR_PAUSE, self._accept_again)
 

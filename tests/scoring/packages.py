@@ -140,7 +140,7 @@ def write_manifest(directory: Path, runtime: str, file: str, version: str = "3")
     files = {
         path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
+        if path.is_file() and path.name != "manifest.json" and path.parent.name != "__pycache__"
     }
     model = {
         "name": "test_model",

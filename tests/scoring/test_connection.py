@@ -43,6 +43,8 @@ class Handler:
     """Answers every request with its body, or keeps it for ``later``."""
 
     max_body = 100_000
+    max_held = 100_000
+    held = 0
     max_header = 2_000
     read_timeout = 30.0
     idle_timeout = 75.0
@@ -55,7 +57,7 @@ class Handler:
         self.later: list[Request] = []
         self.refused: list[str] = []
 
-    def admit(self, request: Request) -> RequestError | None:
+    def admit(self, connection: Connection, request: Request) -> RequestError | None:
         return None
 
     def serve(self, connection: Connection, request: Request) -> bool:
@@ -105,6 +107,23 @@ def test_the_second_of_two_heads_is_not_charged_for_what_comes_with_it(
     connection.data_received(first[-20:])
     assert [] == handler.refused
     assert 3 == transport.written.count(b"HTTP/1.1 200")
+
+
+def test_bodies_that_have_begun_are_limited_together(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """Over all connections: whoever brings too much is refused, and what is refused, lost or done is not counted on."""
+    half = request("POST", "/score", b"1" * 80_000)[:60_000]
+    other: Any = Connection(handler)
+    other.connection_made(Transport())
+    connection.data_received(half)
+    assert 0 < handler.held < 60_000
+    other.data_received(half)
+    assert ["too_many_bodies"] == handler.refused
+    connection.data_received(b"1" * 20_000 + b"1" * 200)
+    connection.connection_lost(None)
+    assert 1 == transport.written.count(b"HTTP/1.1 200")
+    assert 0 == handler.held
 
 
 def test_a_head_that_does_not_end_is_refused(connection: Connection, handler: Handler) -> None:

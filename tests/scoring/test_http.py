@@ -68,6 +68,9 @@ def test_the_model_and_its_description(shared_server: Server) -> None:
         ("POST", "/score", {"Content-Encoding": "gzip"}, (415, "unsupported_media_type")),
         ("POST", "/score", {"Expect": "200-ok"}, (417, "bad_request")),
         ("POST", "/score", {"Host": ""}, (400, "bad_request")),
+        ("POST", "/score", {"HOST": "another"}, (400, "bad_request")),
+        ("POST", "/score", {"AUTHORIZATION": "Bearer another"}, (400, "bad_request")),
+        ("POST", "/score", {"Transfer-Encoding": "gzip, chunked", "Content-Length": ""}, (501, "bad_request")),
     ],
 )
 def test_requests_that_cannot_be_served(

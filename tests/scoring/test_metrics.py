@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from metrics import CODES, SharedMetrics
+from metrics import CODES, STATUSES, SharedMetrics
 
 LABEL = r'[a-z0-9_]+="(?:[^"\\\n]|\\["\\n])*"'
 SAMPLE = re.compile(rf"([a-z_]+)(\{{{LABEL}(?:,{LABEL})*\}})? ([0-9.e+-]+)")
@@ -61,10 +61,13 @@ def test_a_lost_worker_leaves_its_counters_and_takes_its_gauges_along() -> None:
     assert "\nscoring_connections 0\n" in text
 
 
-def test_every_code_that_is_raised_can_be_counted() -> None:
-    """A code missing from the list would turn a refusal into a failure."""
-    used = set()
-    for path in SCORING.glob("*.py"):
-        used |= set(re.findall(r'RequestError\(\s*\d{3}, "([a-z0-9_]+)"', path.read_text()))
-    assert set() == used - set(CODES)
-    assert len(used) > 20
+def test_every_status_and_code_that_is_raised_can_be_counted() -> None:
+    """One missing from the lists would turn a refusal into a failure."""
+    raised = [
+        (int(status), code)
+        for path in SCORING.glob("*.py")
+        for status, code in re.findall(r'RequestError\(\s*(\d{3}), "([a-z0-9_]+)"', path.read_text())
+    ]
+    assert set() == {code for _, code in raised} - set(CODES)
+    assert set() == {status for status, _ in raised} - set(STATUSES)
+    assert len(raised) > 20

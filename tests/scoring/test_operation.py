@@ -137,7 +137,7 @@ def test_a_path_too_long_for_a_socket_is_said(linear: Path) -> None:
 
 
 def test_without_descriptors_the_service_waits_and_recovers(linear: Path, serve: Serve) -> None:
-    """It logs a few lines rather than thousands, and goes on when some are free again."""
+    """It says so once rather than a thousand times, and goes on when some are free again."""
     server = serve(linear)
     pid = server.worker_pids()[0]
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -147,12 +147,12 @@ def test_without_descriptors_the_service_waits_and_recovers(linear: Path, serve:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), before[1]))
     late = server.connect()
     late.send(request("GET", "/"))
-    server.wait_for("accept_failed", 2)
+    server.wait_for("accept_failed")
+    time.sleep(1)
     assert 200 == first.request("GET", "/").status
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     assert 200 == late.answer().status
-    assert {0.5} == {line["again_in"] for line in server.events("accept_failed")}
-    assert len(server.events("accept_failed")) < 500
+    assert [0.5] == [line["again_in"] for line in server.events("accept_failed")]
 
 
 def test_changed_keys_reach_every_worker(linear: Path, serve: Serve, tmp_path: Path) -> None:
@@ -440,8 +440,28 @@ def test_too_many_connections(linear: Path, serve: Serve) -> None:
     kept = [server.connect(), server.connect()]
     assert [200, 200] == [client.request("GET", "/").status for client in kept]
     with server.connect() as client:
-        answer = client.answer()
+        answer = client.request("GET", "/model")
         assert (503, "1") == (answer.status, answer.headers["retry-after"])
+        assert client.is_closed()
+
+
+def test_a_service_with_too_many_connections_is_not_taken_for_a_dead_one(linear: Path, serve: Serve) -> None:
+    """A probe is answered and its connection ended; connections that ask nothing do not keep probes out."""
+    server = serve(linear, SCORING_MAX_CONNECTIONS="1")
+    kept = server.connect()
+    assert 200 == kept.request("GET", "/").status
+    idle = [server.connect() for _ in range(30)]
+    deadline = time.monotonic() + PATIENCE
+    answers: list[int] = []
+    while answers[-1:] != [200] and time.monotonic() < deadline:
+        with server.connect() as probe:
+            answer = probe.request("GET", "/health/live")
+            answers.append(answer.status)
+            assert (answer.status in (200, 503), probe.is_closed()) == (True, True)
+    assert 200 == answers[-1]
+    assert 200 == kept.request("GET", "/").status
+    for client in idle:
+        client.close()
 
 
 BROKEN = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import py_compile
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 from errors import PackageError, RequestError
 from model import load, read_package
-from tests.scoring.packages import LINEAR, MIXED, linear_graph, make_package, mixed_graph, write_manifest
+from tests.scoring.packages import LINEAR, MIXED, linear_graph, make_package, mixed_graph, slow_graph, write_manifest
 
 
 def test_a_sound_package_answers(linear: Path, mixed: Path) -> None:
@@ -145,6 +148,30 @@ def test_a_script_gets_rows_in_the_order_of_the_signature_with_defaults(tmp_path
     assert {"result": [[1, 0.5, 2, 7, True, ""]]} == scorer.answer(b'{"data": [{"flag":true,"count":2,"number":1}]}')
     with pytest.raises(RequestError):
         scorer.answer(b'{"data": [[1]]}')
+
+
+def test_byte_code_beside_a_script_is_not_run(tmp_path: Path) -> None:
+    """Nobody vouched for it; Python by itself takes it when the time of the source is the one noted in it."""
+    package = make_package(tmp_path / "p", "import helper\ndef init(): pass\ndef run(raw): return [helper.VALUE]")
+    helper = package / "model" / "helper.py"
+    helper.write_text("VALUE = 'planted'")
+    byte_code = Path(py_compile.compile(str(helper), doraise=True) or "")
+    kept = helper.stat()
+    helper.write_text("VALUE = 'checked'")
+    os.utime(helper, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    write_manifest(package, "script", "model/score.py")
+    assert byte_code.parent == helper.parent / "__pycache__"
+    try:
+        assert {"result": ["checked"]} == load(package, 10).answer(b'{"data": [[1,2,3]]}')
+    finally:
+        sys.modules.pop("helper", None)
+
+
+def test_a_graph_with_a_loop_may_take_any_time(tmp_path: Path, linear: Path) -> None:
+    """The size of the body tells nothing about it, so it never runs in the event loop."""
+    assert load(linear, 10).is_steady
+    one = {"inputs": [{"name": "X", "type": "double", "required": True}], "outputs": LINEAR["outputs"]}
+    assert not load(make_package(tmp_path / "slow", slow_graph(2), one, []), 10).is_steady
 
 
 def test_predictions_equal_numpy_on_many_rows(linear: Path) -> None:
