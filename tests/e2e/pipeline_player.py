@@ -6,7 +6,7 @@ and besides it only artifacts and output variables. Scripts run as they are writ
 - checkout, Python and its environment: the environment of the test, after a look at the lock that is asked for;
 - the server job: the platform's ``submit`` and ``wait``, from the three inputs that Azure's task gets;
 - AzureCLI@2: its script, after a look at the service connection;
-- targets without an adapter or without their cloud here: the target that ``stand_ins`` names.
+- what has no engine or no cloud here: for a target the one that ``stand_ins`` names, for an option nothing.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class JobResult:
 @dataclass
 class Played:
     """How a run ended. ``commands`` are the logging commands that the agent understood, ``stood_in`` the targets that
-    another one was played for."""
+    another one was played for, and the options that were left out."""
 
     record: RunRecord
     stages: dict[str, str] = field(default_factory=dict)
@@ -184,8 +184,8 @@ class Player:
         found = evaluate(parse(match[1]), contexts.named, {}) if match else value
         return "" if found is None else str(found)
 
-    def target(self, name: str, played: Played) -> str:
-        """The target that is deployed to in place of ``name``."""
+    def stand_in(self, name: str, played: Played) -> str:
+        """What is played in place of a target or an option."""
         if name in self._stand_ins:
             played.stood_in[name] = self._stand_ins[name]
         return self._stand_ins.get(name, name)
@@ -317,10 +317,11 @@ class _PlayedJob:
 
     def _with_stand_ins(self, script: str) -> str:
         words = shlex.split(script)
-        for at, word in enumerate(words[:-1]):
-            if word == "--target":
-                words[at + 1] = self._player.target(words[at + 1], self._played)
-        return shlex.join(words)
+        played = [
+            self._player.stand_in(word, self._played) if before == "--target" or word.startswith("--") else word
+            for before, word in zip(["", *words], words, strict=False)
+        ]
+        return shlex.join(word for word in played if word)
 
     def _environ(self, step: Step) -> dict[str, str]:
         """What a script's environment is: every variable, the step's ``env``, and nothing of the test's own."""

@@ -29,7 +29,8 @@ from tests.e2e.pipeline_player import CANCELED, FAILED, SKIPPED, SUCCEEDED, Play
 
 FOLDER = ROOT / ".azure-pipelines"
 TRAIN, DEPLOY = "diabetes_regression-ci-train-register.yml", "diabetes_regression-cd-deploy.yml"
-STAND_INS = {"aci": "local", "aks": "local", "webapp": "local"}
+STAND_INS = {"aci": "local", "aks": "local", "webapp": "local", "--push": ""}
+"""Without an engine: the image is not built, and the target local needs none."""
 GROUP = {
     "AZURE_RM_SVC_CONNECTION": "azure-resources",
     "WORKSPACE_SVC_CONNECTION": "azure-workspace",
@@ -148,7 +149,7 @@ def test_deployment_takes_the_newest_run_with_a_model_and_ends_with_a_smoke_test
     played = player.play(pipeline(DEPLOY), "201")
     assert played.stages == {"Image": SUCCEEDED, "ACI": SUCCEEDED, "AKS": SKIPPED, "WebApp": SKIPPED}, played.log
     assert "Model diabetes_regression:1 of build 101" in played.jobs[("Image", "Image")].log
-    assert played.stood_in == {"aci": "local"}
+    assert played.stood_in == {"aci": "local", "--push": ""}
     assert "inv smoke --target local --artifact artifact" == played.scripts[-1]
     assert "answers its package's examples" in played.jobs[("ACI", "Deploy")].log
     assert served(played, "ACI")["model"] == {"name": "diabetes_regression", "version": "1"}
