@@ -26,11 +26,19 @@ from ml_service.reach import is_in_azure
 class Traffic:
     """Runs for as long as the block lasts. ``versions`` counts the stand-in's answers by version.
 
+    Every second client keeps its connection, unless ``keep_alive`` is false: then connections are shared out anew with
+    each request, as shares of traffic need.
     Where the address moves with the version, ``follow`` is asked for it again and again, as such clients must.
     """
 
     def __init__(
-        self, endpoint: Endpoint, request: Any, *, clients: int = 8, follow: Callable[[], Endpoint] | None = None
+        self,
+        endpoint: Endpoint,
+        request: Any,
+        *,
+        clients: int = 8,
+        keep_alive: bool = True,
+        follow: Callable[[], Endpoint] | None = None,
     ) -> None:
         self._url = endpoint.url
         self._follow = follow
@@ -41,7 +49,8 @@ class Traffic:
         self.answered = 0
         self.versions: Counter[str] = Counter()
         self.lost: list[str] = []
-        self._clients = [threading.Thread(target=self._run, args=(number % 2 == 0,)) for number in range(clients)]
+        kept = [keep_alive and number % 2 == 0 for number in range(clients)]
+        self._clients = [threading.Thread(target=self._run, args=(one,)) for one in kept]
         if follow:
             self._clients.append(threading.Thread(target=self._look_for_address, args=(follow,)))
 

@@ -244,7 +244,7 @@ class TestCanary:
                 rig.target.promote(print)
             with pytest.raises(UsageError, match="a canary is running"):
                 rig.target.plan(first)
-            with Traffic(rig.target.endpoint(), REAL_REQUEST) as traffic:
+            with Traffic(rig.target.endpoint(), REAL_REQUEST, keep_alive=False) as traffic:
                 traffic.wait_for(3000)
             assert traffic.lost == []
             said: list[str] = []

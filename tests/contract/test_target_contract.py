@@ -147,6 +147,9 @@ def under_load(rig: Rig) -> tuple[Target, Callable[[], Endpoint] | None]:
     """The target and, on Container Instances alone, how its clients follow: there the address moves (ADR 0070)."""
     if isinstance(rig, AciRig):
         return rig.again(ACI_DRAIN_SECONDS="6"), rig.again().endpoint
+    if isinstance(rig, AksRig):
+        # As deployed: kube-proxy needs seconds to notice that a pod ends, more where tests keep the machine busy.
+        return rig.again(AKS_DRAIN_SECONDS="8"), None
     return rig.target, None
 
 
