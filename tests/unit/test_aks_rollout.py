@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +78,30 @@ class World:
         return status.state
 
 
+class Files(SimpleHTTPRequestHandler):
+    """Serves a folder."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Its pods have no network, so what they would answer under /metrics is a file of that name."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
     @contextmanager
     def forwarded(_cluster: Any, _pod: str, _port: int) -> Iterator[str]:
-        yield tmp_path.as_uri()
+        yield f"http://127.0.0.1:{server.server_port}"
 
     (tmp_path / "metrics").write_text("")
     monkeypatch.setattr(aks_canary, "forwarded", forwarded)
     monkeypatch.setattr(aks, "_ROUTERS_FOLLOW", 0.0)
     monkeypatch.setattr(rollout, "_POLL", 0.01)
-    return World(tmp_path)
+    yield World(tmp_path)
+    server.shutdown()
+    server.server_close()
 
 
 def no_question(endpoint: Endpoint, package: Path | None) -> None:
