@@ -34,6 +34,10 @@ _OPTIONS = {
 }
 _DRY_RUN = "show what would be done, change nothing"
 _TARGET = "local, docker, aks, aci or webapp"
+_JUNIT = "write the results as JUnit XML"
+_SUITES = "architecture,unit,contract,integration,scoring"
+_SUITE = "comma-separated folders of tests/"
+_QUICK = "leave out what takes its time: processes, servers, load; make test runs it"
 _ARTIFACT = "what package-artifact wrote (default: artifact)"
 
 _tasks: list[Task[Any]] = []
@@ -168,7 +172,7 @@ def _translating(work: Work, body: Callable[..., None], plans: bool, changes: st
 # Quality
 
 
-@stage(help={"junit": "write the results as JUnit XML"})
+@stage(help={"junit": _JUNIT})
 def lint(work: Work, junit: str = "") -> None:
     """flake8, types, import rules.
 
@@ -179,25 +183,29 @@ def lint(work: Work, junit: str = "") -> None:
     run(ROOT, work.console, junit=junit)
 
 
-@stage(help={"junit": "write the results as JUnit XML", "suite": "comma-separated folders of tests/"})
-def test(work: Work, junit: str = "", suite: str = "architecture,unit,contract,integration,scoring") -> None:
+@stage(help={"junit": _JUNIT, "suite": _SUITE, "quick": _QUICK})
+def test(work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False) -> None:
     """Unit, contract and integration tests.
 
-    Examples: inv test · inv test --suite unit · inv test --suite e2e
+    Examples: inv test · inv test --quick · inv test --suite unit · inv test --suite e2e
     """
     from ml_service.quality import test as run
 
-    run(ROOT, work.console, suites=suite.split(","), junit=junit)
+    run(ROOT, work.console, suites=suite.split(","), quick=quick, junit=junit)
 
 
 @stage(
     help={
-        "junit": "write the results as JUnit XML",
+        "junit": _JUNIT,
+        "suite": _SUITE,
+        "quick": _QUICK,
         "xml": "write the coverage as Cobertura XML",
         "html": "write the coverage as HTML pages",
     }
 )
-def coverage(work: Work, junit: str = "", xml: str = "", html: str = "") -> None:
+def coverage(
+    work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False, xml: str = "", html: str = ""
+) -> None:
     """The tests with coverage, and a floor.
 
     When `inv test` has just passed on these very files, its figures are used and nothing runs twice.
@@ -206,7 +214,7 @@ def coverage(work: Work, junit: str = "", xml: str = "", html: str = "") -> None
     """
     from ml_service.quality import coverage as run
 
-    run(ROOT, work.console, junit=junit, xml=xml, html=html)
+    run(ROOT, work.console, suites=suite.split(","), quick=quick, junit=junit, xml=xml, html=html)
 
 
 # Training

@@ -26,8 +26,8 @@ CHECKED = (
 _FINDING = re.compile(r"^([\w./-]+\.py):(\d+):(?:\d+:)? (?!note: )(?:error: )?(.+)$", re.MULTILINE)
 """A line of flake8's or mypy's output."""
 
-_SUITES = "architecture,unit,contract,integration,scoring"
-
+_QUICK_FLOOR = 60
+"""Per cent that the quick tests cover at least; the floor of all tests is in pyproject.toml."""
 
 # What the target on this machine is made of; every other target needs an engine, a cluster or a cloud.
 _LOCAL_TARGET = frozenset(("__init__", "backend", "front", "guard", "local", "local_state", "supervisor"))
@@ -96,8 +96,8 @@ def _write_junit(path: Path, results: dict[str, tuple[int, str, float]]) -> None
     ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
 
 
-def test(root: Path, console: Console, *, suites: Sequence[str], junit: str = "") -> None:
-    """Run the tests of the named folders, measuring coverage on the way.
+def test(root: Path, console: Console, *, suites: Sequence[str], quick: bool = False, junit: str = "") -> None:
+    """Run the tests of the named folders, measuring coverage on the way; ``quick`` leaves out those marked slow.
 
     Raises:
         UsageError: there is no such folder.
@@ -115,18 +115,23 @@ def test(root: Path, console: Console, *, suites: Sequence[str], junit: str = ""
     report = Path(junit).absolute() if junit else record.with_name("tests.xml")
     # Many tests wait for processes; a file's tests stay together, since they share what is slow to make.
     together = ["--numprocesses", str(max(2, os.cpu_count() or 1)), "--dist", "loadfile"]
-    chosen = ["-m", _marks(suites)]
+    chosen = ["-m", _marks(suites, quick)]
     arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *chosen, *folders, f"--junit-xml={report}"]
     failed = _run(arguments, root, console) != 0
     console.output("look_at", _counted(report))
-    write_json(record, {"suites": ",".join(suites), "files": before, "passed": not failed})
+    write_json(record, {"tests": _named(suites, quick), "files": before, "passed": not failed})
     if failed:
         raise QualityError("a test failed", where="test", next_step="mend it; again: inv test")
 
 
-def _marks(suites: Sequence[str]) -> str:
+def _marks(suites: Sequence[str], quick: bool) -> str:
     """Which tests: an engine or a cluster takes minutes, so they are asked only beside the adapters' own tests."""
-    return "not soak" if "adapters" in suites else "not soak and not docker and not kubernetes"
+    left_out = ["soak", *([] if "adapters" in suites else ["docker", "kubernetes"]), *(["slow"] if quick else [])]
+    return " and ".join(f"not {mark}" for mark in left_out)
+
+
+def _named(suites: Sequence[str], quick: bool) -> str:
+    return f"{'quick ' if quick else ''}{','.join(suites)}"
 
 
 def _counted(report: Path) -> str:
@@ -141,38 +146,52 @@ def _counted(report: Path) -> str:
     return f"{passed} passed, {skipped} skipped" + (f", {bad} failed" if bad else "")
 
 
-def coverage(root: Path, console: Console, *, junit: str = "", xml: str = "", html: str = "") -> None:
+def coverage(
+    root: Path,
+    console: Console,
+    *,
+    suites: Sequence[str],
+    quick: bool = False,
+    junit: str = "",
+    xml: str = "",
+    html: str = "",
+) -> None:
     """Report the coverage of the tests and hold it to the floor; the tests run unless they just ran on these files.
 
-    The reports are written also when a test failed, since that is when somebody looks at them.
+    The reports are written also when a test failed, since that is when somebody looks at them. The quick tests have a
+    floor of their own. What needs a service counts where the tests of all adapters run and TESTS_NEED says that engine
+    and cluster are there.
 
     Raises:
         QualityError: a test failed, or the floor was missed.
     """
-    failure = _figures(root, console, junit)
+    failure = _figures(root, console, suites, quick, junit)
     _run(["-m", "coverage", "combine", "--quiet"], root, console)
-    omitted = ",".join(_need_a_service(root))
-    console.line("adapters that need a service (Azure ML, an engine, a cluster) are left to: inv test --suite adapters")
+    chosen = _counted_files(root, console, suites)
     for report, path in (("xml", xml), ("html", html)):
         if path:
             option = "-o" if report == "xml" else "-d"
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            arguments = ["-m", "coverage", report, "--quiet", "--fail-under=0", f"--omit={omitted}", option, path]
-            _run(arguments, root, console)
-    below = _run(["-m", "coverage", "report", f"--omit={omitted}"], root, console)
+            _run(["-m", "coverage", report, "--quiet", "--fail-under=0", *chosen, option, path], root, console)
+    floor = [f"--fail-under={_QUICK_FLOOR}"] if quick else []
+    below = _run(["-m", "coverage", "report", *floor, *chosen], root, console)
     if failure:
         raise failure
     if below:
         raise QualityError(
             "the coverage is below the floor", where="coverage", next_step="test what the table shows as missing"
         )
-    summary = subprocess.run(
-        [sys.executable, "-m", "coverage", "report", "--format=total", f"--omit={omitted}"],
-        cwd=root,
-        text=True,
-        capture_output=True,
-    )
-    console.output("look_at", f"{summary.stdout.strip()} % covered")
+    total = [sys.executable, "-m", "coverage", "report", "--format=total", *chosen]
+    summary = subprocess.run(total, cwd=root, text=True, capture_output=True)
+    console.output("look_at", f"{summary.stdout.strip()} % covered{' by the quick tests' if quick else ''}")
+
+
+def _counted_files(root: Path, console: Console, suites: Sequence[str]) -> list[str]:
+    """The option of coverage.py that leaves out what these tests cannot run whole here."""
+    if "adapters" in suites and {"docker", "kubernetes"} <= set(os.environ.get("TESTS_NEED", "").split(",")):
+        return []
+    console.line("adapters that need a service (Azure ML, an engine, a cluster) are left to: inv test --suite adapters")
+    return [f"--omit={','.join(_need_a_service(root))}"]
 
 
 def _need_a_service(root: Path) -> list[str]:
@@ -182,12 +201,14 @@ def _need_a_service(root: Path) -> list[str]:
     return [*remote, "ml_service/platforms/azureml*.py"]
 
 
-def _figures(root: Path, console: Console, junit: str) -> QualityError | None:
+def _figures(
+    root: Path, console: Console, suites: Sequence[str], quick: bool, junit: str
+) -> QualityError | None:
     """Have the tests measured; returns what to raise once the reports are written."""
-    passed = None if junit else _recorded(root)
+    passed = None if junit else _recorded(root, _named(suites, quick))
     if passed is None:
         try:
-            test(root, console, suites=_SUITES.split(","), junit=junit)
+            test(root, console, suites=suites, quick=quick, junit=junit)
         except QualityError as error:
             return error
         return None
@@ -213,7 +234,7 @@ def _record(root: Path) -> Path:
     return root / "reports" / "tested.json"
 
 
-def _recorded(root: Path) -> bool | None:
+def _recorded(root: Path, tests: str) -> bool | None:
     """Whether the tests passed when they last ran on these very files; None when they did not run on them."""
     try:
         recorded = json.loads(_record(root).read_bytes())
@@ -221,7 +242,7 @@ def _recorded(root: Path) -> bool | None:
     except (OSError, ValueError, KeyError, AttributeError):
         return None
     measured = any(root.glob(".coverage*"))
-    return passed if measured and recorded == {"suites": _SUITES, "files": _fingerprint(root)} else None
+    return passed if measured and recorded == {"tests": tests, "files": _fingerprint(root)} else None
 
 
 def _fingerprint(root: Path) -> str:

@@ -36,8 +36,8 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage("lint"),
-    Stage("test"),
-    Stage("coverage"),
+    Stage("test", ("--quick",)),
+    Stage("coverage", ("--quick",)),
     Stage("validate-data"),
     Stage("publish"),
     Stage("train"),

@@ -211,6 +211,7 @@ PREPARE, CONNECTION = "templates/prepare.yml", "connection: ${{ parameters.conne
 RUN, QUALITY, VARIABLES = "templates/run.yml", "templates/quality-job.yml", "diabetes_regression-variables-template.yml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file, old, new, message",
     [

@@ -115,7 +115,9 @@ class Story:
         return self.platform.version("story", "2")
 
 
-@pytest.fixture(scope="module", params=RIGS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name == "fake" else pytest.mark.slow) for name in RIGS]
+)
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     made: Rig = RIGS[request.param](tmp_path_factory.mktemp(f"rig-{request.param}"))
     yield made

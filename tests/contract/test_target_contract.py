@@ -81,6 +81,7 @@ RIGS: dict[str, Callable[[Path], Rig]] = {
 }
 
 MARKS = {
+    "local": pytest.mark.slow,
     "docker": pytest.mark.docker,
     "aks": pytest.mark.kubernetes,
     "aci": pytest.mark.docker,

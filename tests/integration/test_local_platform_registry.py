@@ -14,6 +14,8 @@ from ml_service.platforms.mlflow_store import CHAMPION, MlflowStore, default_uri
 from ml_service.ports import ModelVersion
 from tests.local_stores import Desk
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:

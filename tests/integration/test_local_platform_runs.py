@@ -16,7 +16,7 @@ from tests.local_stores import Desk, ended, until
 from tests.repositories import PROJECT, definition
 
 # A run takes seconds by itself, and many times that where other things run.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ from tests.fakes import EXAMPLES, make_release
 from tests.ports import free_port
 from tests.traffic import Traffic
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 REQUEST = EXAMPLES["examples"][0]["request"]
 

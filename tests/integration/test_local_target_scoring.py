@@ -22,6 +22,8 @@ from ml_service.targets.local import LocalTarget
 from ml_service.targets.local_state import Control, Paths
 from tests.traffic import Traffic
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "diabetes_regression"
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DATA = "data/diabetes.csv"
 PARAMETERS = "diabetes_regression/parameters.json"

@@ -18,6 +18,8 @@ from tests.ports import free_port
 from tests.scoring.conftest import Serve
 from tests.scoring.harness import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 SCORE = Path(__file__).resolve().parents[2] / "scoring" / "score.py"
 
 

@@ -20,6 +20,8 @@ from tests.scoring.conftest import Serve
 from tests.scoring.harness import KEY, OTHER_KEY, PATIENCE, SERVER, Server, request
 from tests.scoring.packages import LINEAR, linear_graph, make_package, slow_graph
 
+pytestmark = pytest.mark.slow
+
 GOOD = b'{"data": [[1, 2, 3]]}'
 ONE = {"inputs": LINEAR["inputs"][:1], "outputs": LINEAR["outputs"]}
 

@@ -24,6 +24,8 @@ import pytest
 from tests.scoring.conftest import Serve
 from tests.scoring.harness import KEY, Client, Server, request
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "scoring-sturdiness.json"
 GOOD = b'{"data": [[1, 2, 3]]}'

@@ -15,6 +15,10 @@ from ml_service.console import Console
 from ml_service.errors import UsageError
 from ml_service.quality import QualityError
 
+pytestmark = pytest.mark.slow
+
+SUITES = ["architecture", "contract", "integration", "scoring", "unit"]
+
 SETTINGS = """
 [tool.coverage.run]
 branch = true
@@ -23,6 +27,8 @@ patch = ["subprocess"]
 source_pkgs = ["ml_service"]
 [tool.coverage.report]
 fail_under = 90
+[tool.pytest.ini_options]
+markers = ["slow"]
 [tool.importlinter]
 root_package = "ml_service"
 [[tool.importlinter.contracts]]
@@ -48,7 +54,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ml_service").mkdir()
     (tmp_path / "ml_service" / "__init__.py").write_text("")
     (tmp_path / "ml_service" / "sign.py").write_text('def sign(x: int) -> str:\n    return "+" if x > 0 else "-"\n')
-    for suite in quality._SUITES.split(","):
+    for suite in SUITES:
         (tmp_path / "tests" / suite).mkdir(parents=True)
         (tmp_path / "tests" / suite / f"test_{suite}.py").write_text(
             'from ml_service.sign import sign\n\n\ndef test_plus() -> None:\n    assert sign(1) == "+"\n'
@@ -102,10 +108,11 @@ def test_an_unknown_suite_is_an_error_of_usage(root: Path, console: Console) -> 
 
 def test_coverage_uses_the_figures_of_tests_that_just_passed(root: Path, tmp_path: Path) -> None:
     """Until a file changes; both reports are written."""
-    quality.test(root, Console(io.StringIO()), suites=quality._SUITES.split(","))
+    quality.test(root, Console(io.StringIO()), suites=SUITES)
     stream, outputs = io.StringIO(), tmp_path / "reports" / "outputs"
     console = Console(stream, outputs=outputs)
-    quality.coverage(root, console, xml=str(tmp_path / "reports" / "c.xml"), html=str(tmp_path / "reports" / "html"))
+    reports = tmp_path / "reports"
+    quality.coverage(root, console, suites=SUITES, xml=str(reports / "c.xml"), html=str(reports / "html"))
     assert "inv test has passed on these very files" in stream.getvalue()
     assert ElementTree.parse(tmp_path / "reports" / "c.xml").getroot().get("line-rate") == "1"
     assert (tmp_path / "reports" / "html" / "index.html").exists()
@@ -114,16 +121,39 @@ def test_coverage_uses_the_figures_of_tests_that_just_passed(root: Path, tmp_pat
 
 def test_coverage_below_the_floor_fails_after_running_what_changed(root: Path) -> None:
     """The tests run again, since the files are others now."""
-    quality.test(root, Console(io.StringIO()), suites=quality._SUITES.split(","))
+    quality.test(root, Console(io.StringIO()), suites=SUITES)
     lines = "".join(f"    x += {number}\n" for number in range(20))
     (root / "ml_service" / "more.py").write_text(f"def more(x: int) -> int:\n{lines}    return x\n")
     stream = io.StringIO()
     with pytest.raises(QualityError, match="below the floor"):
-        quality.coverage(root, Console(stream))
+        quality.coverage(root, Console(stream), suites=SUITES)
+    assert "inv test has passed" not in stream.getvalue()
+
+
+def test_the_quick_tests_have_figures_and_a_floor_of_their_own(root: Path, tmp_path: Path) -> None:
+    """What they leave out is not missed, and their figures are not taken for those of all tests."""
+    path = root / "tests" / "unit" / "test_unit.py"
+    path.write_text("import pytest\n\n\n@pytest.mark.slow\ndef test_slow() -> None:\n    assert True\n")
+    outputs = tmp_path / "reports" / "outputs"
+    quality.test(root, Console(io.StringIO(), outputs=outputs), suites=["unit", "contract"], quick=True)
+    assert "1 passed" in outputs.read_text()
+    stream = io.StringIO()
+    quality.coverage(root, Console(stream), suites=["unit", "contract"])
     assert "inv test has passed" not in stream.getvalue()
 
 
 def test_an_engine_and_a_cluster_are_asked_beside_the_adapters_only() -> None:
     """They take minutes, which nobody wants to wait for at each change."""
-    assert quality._marks(["unit", "contract"]) == "not soak and not docker and not kubernetes"
-    assert quality._marks(["adapters", "contract"]) == "not soak"
+    assert quality._marks(["unit", "contract"], quick=False) == "not soak and not docker and not kubernetes"
+    assert quality._marks(["adapters", "contract"], quick=False) == "not soak"
+    assert quality._marks(["unit"], quick=True) == "not soak and not docker and not kubernetes and not slow"
+
+
+def test_adapters_count_where_engine_and_cluster_are_there(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere their tests are skipped, and the floor would ask for what cannot be."""
+    repository = Path(quality.__file__).parents[1]
+    (omitted,) = quality._counted_files(repository, console, ["unit", "adapters"])
+    assert "ml_service/targets/aks.py" in omitted and "ml_service/targets/local.py" not in omitted
+    monkeypatch.setenv("TESTS_NEED", "docker,kubernetes")
+    assert quality._counted_files(repository, console, ["unit", "adapters"]) == []
+    assert quality._counted_files(repository, console, ["unit"]) == [omitted]

@@ -110,6 +110,7 @@ def test_an_interrupted_stage_ends_the_run(root: Path) -> None:
     assert exit_code(outcomes) == 130
 
 
+@pytest.mark.slow
 def test_an_interrupt_gives_the_stage_time_to_leave_things_whole(root: Path) -> None:
     """The run waits for its end, and then shows the table."""
     code = (
@@ -133,8 +134,8 @@ def test_the_stages_are_those_of_the_guide_in_their_order() -> None:
     """From lint to smoke test."""
     assert [stage.command for stage in STAGES] == [
         "inv lint",
-        "inv test",
-        "inv coverage",
+        "inv test --quick",
+        "inv coverage --quick",
         "inv validate-data",
         "inv publish",
         "inv train",

@@ -414,11 +414,11 @@ def test_lint_test_and_coverage_hand_over_to_quality(
         monkeypatch.setattr(quality, name, record(name))
     assert inv("lint", "--junit", "l.xml") == 0
     assert inv("test", "--suite", "unit,e2e") == 0
-    assert inv("coverage", "--xml", "c.xml") == 0
+    assert inv("coverage", "--suite", "unit", "--quick", "--xml", "c.xml") == 0
     assert calls == [
         ("lint", desk.root, {"junit": "l.xml"}),
-        ("test", desk.root, {"suites": ["unit", "e2e"], "junit": ""}),
-        ("coverage", desk.root, {"junit": "", "xml": "c.xml", "html": ""}),
+        ("test", desk.root, {"suites": ["unit", "e2e"], "quick": False, "junit": ""}),
+        ("coverage", desk.root, {"suites": ["unit"], "quick": True, "junit": "", "xml": "c.xml", "html": ""}),
     ]
 
 
@@ -429,7 +429,7 @@ from invoke.exceptions import Exit
 
 def stage(name, code=0):
     @task(name=name)
-    def run(c, target=None):
+    def run(c, target=None, quick=False):
         print(name, "of build", os.environ["BUILD_BUILDID"])
         if code:
             raise Exit(code=code)

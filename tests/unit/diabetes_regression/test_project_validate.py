@@ -172,6 +172,7 @@ def drifted(drift: dict[str, Any]) -> list[str]:
     return [name for name, entry in drift["columns"].items() if entry["drifted"]]
 
 
+@pytest.mark.slow
 def test_data_of_the_same_distribution_hardly_ever_drifts() -> None:
     """The 442 people dealt at random into a reference and a file; the limit allows 2 alarms in 200."""
     values = read_table(DATA).values
