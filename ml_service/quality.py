@@ -70,7 +70,7 @@ def _types_cache(root: Path) -> Path:
     """One for each environment and its locks: mypy ends with an error of its own on the cache of another."""
     settings = [path for path in (root / "pyproject.toml", root / "requirements" / "all.txt") if path.is_file()]
     content = b"".join([sys.prefix.encode(), *(path.read_bytes() for path in settings)])
-    return root / ".mypy_cache" / hashlib.sha256(content).hexdigest()[:12]
+    return Path(os.environ.get("MYPY_CACHE_DIR") or root / ".mypy_cache") / hashlib.sha256(content).hexdigest()[:12]
 
 
 def _checked(root: Path, arguments: Sequence[str]) -> tuple[int, str, float]:
