@@ -204,7 +204,8 @@ class TestLife:
             assert weights(rig, kind) == (100, 0)
             assert led_to(rig, f"{rig.name}-canary") == set()
             status = deploy(rig.target, standin(rig, tmp_path, "2"), canary=10)
-            assert (status.model["version"], status.state[-34:]) == ("1", "version 2 gets 10.0 % of the traffic")
+            state = "serving; canary: toy version 2 gets 10.0 % of the traffic"
+            assert (status.model["version"], status.state) == ("1", state)
             assert weights(rig, kind) == (90, 10)
             assert (tracks(rig, rig.name), tracks(rig, f"{rig.name}-canary")) == ({"stable"}, {"canary"})
             scaler = rig.object("autoscaling/v1", "HorizontalPodAutoscaler")["spec"]
