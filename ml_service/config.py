@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ from ml_service.errors import ConfigurationError, UsageError
 
 PLATFORMS = ("local", "azureml")
 TARGETS = ("local", "docker", "aks", "aci", "webapp")
+
+_CLUSTER_NAME = r"[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?"
+"""How objects and namespaces of a cluster are named."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class AksSettings:
     """The endpoint on a Kubernetes cluster. ``cpu`` is in cores, ``memory_gb`` in GB, timeouts in seconds.
 
     ``compute_name`` names an attachment of the Azure ML workspace; KUBECONFIG wins over it. ``max_concurrent`` and
-    ``scoring_timeout_ms`` are 0 where the scoring server's own defaults are to hold.
+    ``scoring_timeout_ms`` are 0 where the scoring server's own defaults are to hold. ``gateway`` is empty, ``mesh`` or
+    ``NAMESPACE/NAME``.
     """
 
     compute_name: str = ""
@@ -113,6 +118,7 @@ class AksSettings:
     host: str = ""
     ingress_class: str = "webapprouting.kubernetes.azure.com"
     tls_secret: str = ""
+    gateway: str = ""
     startup_timeout: float = 120.0
     drain_seconds: int = 5
     take_over: bool = False
@@ -344,6 +350,7 @@ def _aks(read: _Reader, project: str) -> AksSettings:
         host=read.text("AKS_HOST"),
         ingress_class=read.text("AKS_INGRESS_CLASS", default.ingress_class),
         tls_secret=read.text("AKS_TLS_SECRET"),
+        gateway=_gateway(read, read.text("AKS_NAMESPACE", default.namespace)),
         startup_timeout=read.number("AKS_STARTUP_TIMEOUT", default.startup_timeout, least=1),
         drain_seconds=read.whole("AKS_DRAIN_SECONDS", default.drain_seconds, least=1, most=600),
         take_over=read.flag("AKS_TAKE_OVER", default.take_over),
@@ -361,7 +368,25 @@ def _aks(read: _Reader, project: str) -> AksSettings:
             where="AKS_SERVICE_TYPE",
             next_step="use ClusterIP, NodePort or LoadBalancer, or unset it",
         )
+    if settings.gateway and not settings.host:
+        raise ConfigurationError(
+            "needs a host, for which the Gateway sends requests here",
+            where="AKS_GATEWAY",
+            next_step="set AKS_HOST to the name that clients use, or unset AKS_GATEWAY",
+        )
     return settings
+
+
+def _gateway(read: _Reader, namespace: str) -> str:
+    """``NAMESPACE/NAME``, also where only the name is given; ``mesh`` stays as it is."""
+    value = read.text("AKS_GATEWAY")
+    if value and not re.fullmatch(rf"(?:{_CLUSTER_NAME}/)?{_CLUSTER_NAME}", value):
+        raise ConfigurationError(
+            f"{value!r} names no Gateway",
+            where="AKS_GATEWAY",
+            next_step="use NAMESPACE/NAME, NAME (in AKS_NAMESPACE) or mesh, or unset it",
+        )
+    return value if value in ("", "mesh") or "/" in value else f"{namespace}/{value}"
 
 
 def _aci(read: _Reader, project: str, root: Path) -> AciSettings:

@@ -3,7 +3,8 @@
 It is there for what a real cluster shows only after long waiting, or not at all when it is old. Pods are objects
 without processes; they get ready soon, unless their model is in ``broken``. Those of models in ``restarts`` have been
 started again. ``refused`` maps a part of a path to the status that is answered; ``denied`` are resources that a review
-of rights denies.
+of rights denies. Gateways are of any namespace, under ``gateways.GROUP`` and ``NAMESPACE/NAME``; ``accepts`` is what
+their controller says to routes (None: nothing).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class FakeKubernetes:
         self.refused: dict[str, int] = {}
         self.logs: dict[str, str] = {}
         self.denied: set[str] = set()
+        self.accepts: bool | None = True
         self.called: set[tuple[str, str]] = set()
         self.asked: list[tuple[str, str, str]] = []
         self.writes: list[tuple[str, str]] = []
@@ -71,12 +73,14 @@ class FakeKubernetes:
                 return status, {"message": f"refused: {part}"}
         if path == _REVIEWS:
             return 201, self._review(body["spec"]["resourceAttributes"])
-        group, _, rest = path.removeprefix("/apis/").removeprefix("/api/").partition("/namespaces/default/")
+        group, _, rest = path.removeprefix("/apis/").removeprefix("/api/").partition("/namespaces/")
         if group not in self.served:
             return 404, {"message": "the server could not find the requested resource"}
         if not rest:
             return 200, {}
-        plural, name, part = [*rest.split("/"), "", ""][:3]
+        namespace, plural, name, part = [*rest.split("/"), "", ""][:4]
+        if plural == "gateways":
+            plural, name = f"gateways.{group.partition('/')[0]}", f"{namespace}/{name}"
         return self._on_object(method, (plural, name), part, query, json.loads(body) if isinstance(body, str) else body)
 
     def _review(self, asked: Mapping[str, str]) -> Object:
@@ -101,7 +105,7 @@ class FakeKubernetes:
     def _note(self, method: str, key: tuple[str, str], part: str) -> None:
         """The rights that a call needs: to apply what is not there is to create it, dry run or not."""
         verbs = {"POST": "create", "PUT": "update", "DELETE": "delete", "PATCH": "patch"}
-        resource = "/".join(filter(None, (key[0], part)))
+        resource = "/".join(filter(None, (key[0].partition(".")[0], part)))
         self.called.add((verbs.get(method) or ("get" if key[1] else "list"), resource))
         if method == "PATCH" and key not in self.objects:
             self.called.add(("create", resource))
@@ -166,9 +170,10 @@ class FakeKubernetes:
         return [body for (kind, _), body in sorted(self.objects.items()) if kind == plural]
 
     def _addresses(self, name: str) -> Iterator[Object]:
+        """The ready pods that the Service of that name selects."""
+        selector = self.objects[("services", name)]["spec"]["selector"]
         for pod in self._all("pods"):
-            labels = pod["metadata"]["labels"]
-            if (labels["app.kubernetes.io/name"], labels["mlops/serves"]) == (name, "yes") and _is_ready(pod):
+            if selector.items() <= pod["metadata"]["labels"].items() and _is_ready(pod):
                 yield {"targetRef": {"name": pod["metadata"]["name"]}}
 
     # The controllers.
@@ -183,6 +188,17 @@ class FakeKubernetes:
                     del self.objects[(plural, body["metadata"]["name"])]
         for deployment in self._all("deployments"):
             self._roll(deployment)
+        for route in self._all("httproutes"):
+            route["status"] = {"parents": [] if self.accepts is None else [self._answered(route)]}
+
+    def _answered(self, route: Object) -> Object:
+        reason = "Accepted" if self.accepts else "NotAllowedByListeners"
+        said = {"type": "Accepted", "status": str(self.accepts), "reason": reason, "message": "as the test wants it"}
+        generation = route["metadata"]["generation"]
+        return {
+            "parentRef": route["spec"]["parentRefs"][0],
+            "conditions": [{**said, "observedGeneration": generation}],
+        }
 
     def _autoscale(self, spec: Object) -> None:
         """Within its limits; one with no replicas at all is left alone, as by the real one."""

@@ -1,4 +1,4 @@
-"""The target on a Kubernetes cluster: rolling updates by server-side apply, canaries by replicas. See docs/aks.md."""
+"""The target on a Kubernetes cluster: rolling updates by server-side apply, and canaries. See docs/aks.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, Usag
 from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets import aks_canary as canaries
 from ml_service.targets import aks_credentials, aks_rights, key_file, lease, signing
+from ml_service.targets.aks_routes import Entrance
 from ml_service.targets.aks_versions import (
     CANARY,
     CANDIDATE,
@@ -34,12 +35,7 @@ from ml_service.targets.rollout import Rollout, is_half_way, last_lines, shortfa
 
 _HERE = "target aks"
 _PORT = 8080
-_ROUTES_PATIENCE = 30.0
-_ROUTERS_FOLLOW = 1.0
-"""Seconds: kube-proxy writes its rules at most once a second."""
-
 _APPS = ("apps/v1", "Deployment")
-_INGRESS = ("networking.k8s.io/v1", "Ingress")
 
 
 class AksTarget:
@@ -56,6 +52,10 @@ class AksTarget:
     @functools.cached_property
     def _cluster(self) -> Cluster:
         return self._connected or aks_credentials.connect(self._settings)
+
+    @functools.cached_property
+    def _entrance(self) -> Entrance:
+        return Entrance(self._cluster, self._settings)
 
     # The port.
 
@@ -91,7 +91,7 @@ class AksTarget:
         stable = read_version(self._stable())
         if stable is None:
             raise _nothing_deployed()
-        return Endpoint(self._url(wait=0), self._key(stable))
+        return Endpoint(self._entrance.url(wait=0), self._key(stable))
 
     def status(self) -> Status | None:
         """See Target 5."""
@@ -101,7 +101,7 @@ class AksTarget:
             return None
         return Status(
             target=self.name,
-            url=self._url(wait=0),
+            url=self._entrance.url(wait=0),
             model=version.model,
             build_id=version.build_id,
             package=str(self._packages.path(version.package_sha256)),
@@ -176,12 +176,15 @@ class AksTarget:
             cluster = self._cluster
             versions = [api for api in ("autoscaling/v2", "policy/v1") if cluster.serves(api)]
             self._around(self._replica_range())
-            rights = aks_rights.missing(cluster)
+            weights = self._entrance.diagnose()
+            route = self._entrance.route if all(finding.ok for finding in weights) else None
+            rights = aks_rights.missing(cluster, *((route.kind, route.namespace) if route else ()))
         except MlopsError as error:
             return [Finding("cluster", False, str(error.what), error.next_step)]
         return [
             Finding("cluster", True, f"{cluster.address} answers; serves {', '.join(versions) or 'older groups only'}"),
             Finding("rights", not rights, f"missing: {', '.join(rights)}" if rights else "enough", "see docs/aks.md"),
+            *weights,
         ]
 
     # The steps of a deployment.
@@ -189,9 +192,8 @@ class AksTarget:
     def _steps(self, wanted: Version) -> list[Step]:
         stable = self._stable()
         current = read_version(stable)
-        steps = [step for body in self._around(self._replica_range()) if (step := self._step(body))]
-        if not self._aks.host and self._has_ingress():
-            steps.append(Step("delete", f"Ingress {self._aks.name}: AKS_HOST is not set"))
+        steps = [step for body in self._surroundings() if (step := self._step(body))]
+        steps += [Step("delete", f"{one.kind} {one.name}: {one.why}") for one in self._entrance.leftovers()]
         if self._cluster.get("v1", "Secret", self._secret_name) is None:
             steps.append(Step("create", f"Secret {self._secret_name}, with two new keys"))
         same = wanted.same_as(current)
@@ -223,13 +225,20 @@ class AksTarget:
             )
         if wanted.same_as(current):
             return []
-        share = canaries.share(percent, self._aks)
+        share, route = self._share(percent, stable), self._entrance.route
+        goes = f"{share.percent:.1f} % of the traffic goes to {wanted}"
         return [
             Step("start", f"{wanted} in a pod of its own, which serves nobody"),
             Step("verify", f"{wanted} in that pod"),
             Step("create", f"Deployment {track_name(self._settings, CANARY)}: {share.canary} pods of {wanted}"),
-            Step("scale", f"{current} to {share.stable} pods: {share.percent:.1f} % of the traffic goes to {wanted}"),
+            Step("change", f"{route}: {goes}") if route else Step("scale", f"{current} to {share.stable} pods: {goes}"),
         ]
+
+    def _share(self, percent: int, stable: Object) -> canaries.Share:
+        """By weights where a route has them, else by numbers of pods."""
+        if self._entrance.route:
+            return canaries.weighted(percent, stable["spec"].get("replicas", 1), self._aks)
+        return canaries.share(percent, self._aks)
 
     def _perform(self, plan: Plan, wanted: Version, verify: Verify, progress: Progress) -> None:
         """What the plan says and no more: a new Ingress, say, is no reason to replace pods."""
@@ -286,10 +295,10 @@ class AksTarget:
 
     def _prepare(self) -> None:
         """Everything around the Deployments; what is as it should be stays as it is."""
-        for body in self._around(self._replica_range()):
+        leftovers = self._entrance.leftovers()
+        for body in self._surroundings():
             self._cluster.apply(body, force=self._aks.take_over)
-        if not self._aks.host:
-            self._remove_ingress()
+        self._entrance.clear(leftovers)
         with suppress(Conflict):
             if self._cluster.get("v1", "Secret", self._secret_name) is None:
                 self._cluster.create(self._new_secret())
@@ -324,22 +333,11 @@ class AksTarget:
         try:
             rollout.wait(str(wanted), self._rollout_timeout(applied), progress)
             pods = _names(rollout.pods())
-            self._wait_for_routes(lambda led: bool(led) and all(self._is_canary(pod) for pod in led - pods))
+            self._entrance.wait(lambda led: bool(led) and all(self._is_canary(pod) for pod in led - pods))
         except BaseException:
             progress("going back to the version before")
             self._put_back(before)
             raise
-
-    def _wait_for_routes(self, there: Callable[[set[str]], bool]) -> None:
-        """Until ``there`` accepts the pods that the Service leads to, and routers have had a moment to follow."""
-        deadline = time.monotonic() + _ROUTES_PATIENCE
-        while time.monotonic() < deadline:
-            points = self._cluster.get("v1", "Endpoints", self._aks.name) or {}
-            found = [one for part in points.get("subsets") or [] for one in part.get("addresses", [])]
-            if there({one["targetRef"]["name"] for one in found}):
-                break
-            time.sleep(0.2)
-        time.sleep(_ROUTERS_FOLLOW)
 
     def _is_canary(self, pod: str) -> bool:
         return pod.startswith(f"{track_name(self._settings, CANARY)}-")
@@ -360,16 +358,15 @@ class AksTarget:
     # The canary.
 
     def _start_canary(self, wanted: Version, percent: int, verify: Verify, progress: Progress) -> None:
-        share = canaries.share(percent, self._aks)
         self._prepare()
         name = track_name(self._settings, CANARY)
         try:
             self._question(wanted, verify, progress)
-            # The share holds as long as the numbers of pods do.
-            self._apply_range(share.stable, share.stable)
-            self._cluster.scale(track_name(self._settings, STABLE), share.stable)
-            if stable := self._stable():
-                self._wait_for_stable(stable, "the serving version", progress)
+            stable = self._stable()
+            assert stable is not None
+            share = self._share(percent, stable)
+            if share.weight is None:
+                self._pin_stable(share.stable, progress)
             body = deployment(self._settings, wanted.serving_now(), CANARY)
             body["metadata"]["annotations"][canaries.SHARE] = f"{share.percent:.1f}"
             body["metadata"]["annotations"][canaries.BASELINE] = canaries.baseline(
@@ -380,7 +377,10 @@ class AksTarget:
             rollout = Rollout(self._cluster, applied, self._mask())
             rollout.wait(str(wanted), self._rollout_timeout(applied), progress)
             pods = _names(rollout.pods())
-            self._wait_for_routes(lambda led: pods <= led)
+            if share.weight is None:
+                self._entrance.wait(lambda led: pods <= led)
+            else:
+                self._entrance.send(share.weight, pods, progress)
             body["metadata"]["annotations"][canaries.READY] = "yes"
             self._cluster.apply(body, force=True)
         except BaseException:
@@ -390,11 +390,19 @@ class AksTarget:
             self._cluster.delete(*_APPS, track_name(self._settings, CANDIDATE))
         progress(f"{wanted} gets {share.percent:.1f} % of the traffic: {share.canary} of {share.total} pods")
 
+    def _pin_stable(self, pods: int, progress: Progress) -> None:
+        """The share holds as long as the numbers of pods do."""
+        self._apply_range(pods, pods)
+        self._cluster.scale(track_name(self._settings, STABLE), pods)
+        if stable := self._stable():
+            self._wait_for_stable(stable, "the serving version", progress)
+
     def _wait_for_stable(self, stable: Object, what: str, progress: Progress) -> None:
         timeout = self._rollout_timeout(stable)
         Rollout(self._cluster, stable, self._mask()).wait(what, timeout, progress)
 
     def _end_canary(self, progress: Progress) -> None:
+        self._entrance.close()
         self._cluster.delete(*_APPS, track_name(self._settings, CANARY))
         self._apply_range(*self._replica_range())
         progress("the canary is over")
@@ -426,7 +434,7 @@ class AksTarget:
         return self._cluster.get(*_APPS, track_name(self._settings, STABLE))
 
     def _serving(self) -> Status:
-        self._url(wait=self._aks.startup_timeout)
+        self._entrance.url(wait=self._aks.startup_timeout)
         status = self.status()
         if status is None:
             raise _nothing_deployed()
@@ -453,30 +461,28 @@ class AksTarget:
         names.append("hpa-v2" if cluster.serves("autoscaling/v2") else "hpa-v1")
         budget = next((api for api in ("policy/v1", "policy/v1beta1") if cluster.serves(api)), "")
         names += ["pdb"] if budget else []
-        names += ["ingress"] if self._aks.host else []
+        names += ["ingress"] if self._aks.host and not self._aks.gateway else []
         folder = self._settings.root / "scoring" / "k8s"
         values = {"min_replicas": replicas[0], "max_replicas": replicas[1]}
         found = supporting(self._settings, folder, names, values)
-        return [{**body, "apiVersion": budget} if body["kind"] == "PodDisruptionBudget" else body for body in found]
+        for body in found:
+            if body["kind"] == "PodDisruptionBudget":
+                body["apiVersion"] = budget
+            if body["kind"] == "Service" and self._aks.gateway:
+                body["spec"]["selector"]["mlops/track"] = STABLE
+        return found
+
+    def _surroundings(self) -> list[Object]:
+        """The same, and the route of a Gateway with what it needs."""
+        return [*self._around(self._replica_range()), *self._entrance.objects()]
 
     def _replica_range(self) -> tuple[int, int]:
         return self._aks.min_replicas, self._aks.max_replicas
 
     def _remove_surroundings(self) -> None:
+        self._entrance.remove()
         for body in self._around(self._replica_range()):
             self._cluster.delete(body["apiVersion"], body["kind"], body["metadata"]["name"])
-        self._remove_ingress()
-
-    def _has_ingress(self) -> bool:
-        """Whether there is an Ingress that we made, whatever the settings say now."""
-        if not self._cluster.serves(_INGRESS[0]):
-            return False
-        found = self._cluster.get(*_INGRESS, self._aks.name) or {"metadata": {}}
-        return bool(found["metadata"].get("labels", {}).get("app.kubernetes.io/managed-by") == "mlops-tasks")
-
-    def _remove_ingress(self) -> None:
-        if self._has_ingress():
-            self._cluster.delete(*_INGRESS, self._aks.name)
 
     def _pods(self) -> Sequence[Object]:
         return self._cluster.list("v1", "Pod", labelSelector=f"app.kubernetes.io/name={self._aks.name}")
@@ -489,28 +495,6 @@ class AksTarget:
                 return progress(f"{len(left)} pods take long to end; the cluster kills them in the end")
             time.sleep(0.5)
         progress("nothing runs any more")
-
-    def _url(self, wait: float) -> str:
-        """Where clients get in. A load balancer's address takes time: at most ``wait`` seconds."""
-        if self._aks.host:
-            return f"https://{self._aks.host}"
-        deadline = time.monotonic() + wait
-        while True:
-            service = self._cluster.get("v1", "Service", self._aks.name) or {"spec": {}}
-            if url := self._service_url(service):
-                return url
-            if time.monotonic() > deadline:
-                return "http://pending"
-            time.sleep(1)
-
-    def _service_url(self, service: Object) -> str:
-        kind = service["spec"].get("type", "ClusterIP")
-        if kind == "LoadBalancer":
-            points = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
-            return f"http://{points[0].get('ip') or points[0]['hostname']}" if points else ""
-        if kind == "NodePort":
-            return f"http://{self._cluster.host}:{service['spec']['ports'][0]['nodePort']}"
-        return f"http://{service['spec'].get('clusterIP', 'pending')}"
 
     # Keys.
 

@@ -1,4 +1,4 @@
-"""A canary by replicas: which share of the traffic is reached, and whether the candidate's metrics let it take over.
+"""A canary: which share of the traffic is reached by how many pods, and whether its metrics let it take over.
 
 Traffic metrics tell whether the service works. They do not judge the quality of a model: docs/aks.md.
 """
@@ -42,10 +42,11 @@ _BUCKET = re.compile(r'^scoring_request_duration_seconds_bucket\{le="([^"]+)"\} 
 
 @dataclass(frozen=True)
 class Share:
-    """Numbers of pods. Each pod gets the same part of the traffic, so they are the share."""
+    """Numbers of pods. Each pod gets the same part of the traffic, so they are the share, unless ``weight`` is."""
 
     stable: int
     canary: int
+    weight: int | None = None
 
     @property
     def total(self) -> int:
@@ -55,7 +56,7 @@ class Share:
     @property
     def percent(self) -> float:
         """What the candidate gets."""
-        return 100 * self.canary / self.total
+        return self.weight if self.weight is not None else 100 * self.canary / self.total
 
 
 def share(percent: int, aks: AksSettings) -> Share:
@@ -64,8 +65,7 @@ def share(percent: int, aks: AksSettings) -> Share:
     Raises:
         UsageError: ``percent`` is no share, or is missed by more than TOLERANCE points.
     """
-    if not 1 <= percent <= 99:
-        raise UsageError("a canary gets from 1 to 99 %", where="--canary", next_step="use such as --canary 10")
+    _check(percent)
     possible = [
         Share(stable, canary)
         for stable in range(aks.min_replicas, aks.max_replicas)
@@ -85,6 +85,24 @@ def share(percent: int, aks: AksSettings) -> Share:
             next_step=f"set AKS_MAX_REPLICAS higher, or use --canary {round(best.percent)}",
         )
     return best
+
+
+def weighted(percent: int, stable: int, aks: AksSettings) -> Share:
+    """Exactly ``percent``, by a route's weights; the candidate gets pods for it beside the ``stable`` ones.
+
+    It gets one at least, and no more than AKS_MAX_REPLICAS has left.
+
+    Raises:
+        UsageError: ``percent`` is no share.
+    """
+    _check(percent)
+    wanted = math.ceil(stable * percent / 100)
+    return Share(stable, max(1, min(wanted, aks.max_replicas - stable)), weight=percent)
+
+
+def _check(percent: int) -> None:
+    if not 1 <= percent <= 99:
+        raise UsageError("a canary gets from 1 to 99 %", where="--canary", next_step="use such as --canary 10")
 
 
 @dataclass(frozen=True)

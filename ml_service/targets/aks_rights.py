@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_service.targets.cluster import Cluster
 
@@ -28,17 +28,32 @@ RIGHTS: Sequence[tuple[str, str, Sequence[str]]] = (
 )
 """Group, resource, verbs: exactly what is called. Clusters differ in whether a port-forward is a get or a create."""
 
+ROUTE_RIGHTS: Mapping[str, Sequence[tuple[str, str, Sequence[str]]]] = {
+    "HTTPRoute": (
+        ("gateway.networking.k8s.io", "httproutes", _OWNED),
+        ("gateway.networking.k8s.io", "gateways", ("get",)),
+    ),
+    "VirtualService": (
+        ("networking.istio.io", "virtualservices", _OWNED),
+        ("networking.istio.io", "gateways", ("get",)),
+    ),
+}
+"""The same for the routes of each kind, when AKS_GATEWAY is set; ``gateways`` in the Gateway's own namespace."""
 
-def missing(cluster: Cluster) -> list[str]:
-    """What the cluster would refuse, such as ``patch deployments``."""
+
+def missing(cluster: Cluster, route: str = "", gateway: str = "") -> list[str]:
+    """What the cluster would refuse, such as ``patch deployments``; also for routes of a kind at a Gateway.
+
+    ``gateway`` is its namespace, empty where routes are made for no Gateway.
+    """
     return [
         f"{verb} {resource}"
-        for group, resource, verbs in RIGHTS
+        for group, resource, verbs in (*RIGHTS, *ROUTE_RIGHTS.get(route, ()))
         for verb in verbs
-        if not _may(cluster, verb, group, resource)
+        if not _may(cluster, verb, group, resource, gateway if resource == "gateways" else cluster.namespace)
     ]
 
 
-def _may(cluster: Cluster, verb: str, group: str, resource: str) -> bool:
+def _may(cluster: Cluster, verb: str, group: str, resource: str, namespace: str) -> bool:
     name, _, part = resource.partition("/")
-    return cluster.may(verb, group, name, part)
+    return cluster.may(verb, group, name, part, namespace=namespace)

@@ -28,6 +28,9 @@ _PLURALS: Mapping[str, str] = {
     "Ingress": "ingresses",
     "NetworkPolicy": "networkpolicies",
     "Lease": "leases",
+    "Gateway": "gateways",
+    "HTTPRoute": "httproutes",
+    "VirtualService": "virtualservices",
 }
 _TIMEOUT = (5, 60)
 """Seconds to connect, and to wait for an answer."""
@@ -35,6 +38,10 @@ _TIMEOUT = (5, 60)
 
 class Conflict(UnavailableError):
     """Somebody else changed the object, or owns the fields that we would change."""
+
+
+class Forbidden(UnavailableError):
+    """We lack the right, or the namespace lacks the quota."""
 
 
 class _Impossible(UnavailableError):
@@ -68,9 +75,9 @@ class Cluster:
             self._groups[api_version] = self._call("GET", f"{root}/{api_version}", absent_ok=True) is not None
         return self._groups[api_version]
 
-    def get(self, api_version: str, kind: str, name: str) -> Object | None:
-        """The object, or None."""
-        return self._call("GET", self._path(api_version, kind, name), absent_ok=True)
+    def get(self, api_version: str, kind: str, name: str, *, namespace: str = "") -> Object | None:
+        """The object, or None; of another namespace where one is given."""
+        return self._call("GET", self._path(api_version, kind, name, namespace), absent_ok=True)
 
     def list(self, api_version: str, kind: str, **query: str) -> Sequence[Object]:
         """The objects that match, such as ``labelSelector="a=b"``."""
@@ -121,9 +128,9 @@ class Cluster:
             return []
         return text.splitlines()
 
-    def may(self, verb: str, group: str, resource: str, part: str = "") -> bool:
-        """Whether we may do that in the namespace."""
-        attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
+    def may(self, verb: str, group: str, resource: str, part: str = "", *, namespace: str = "") -> bool:
+        """Whether we may do that in the namespace, or in the one that is given."""
+        attributes = {"namespace": namespace or self.namespace, "verb": verb, "group": group, "resource": resource}
         body = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
@@ -132,9 +139,9 @@ class Cluster:
         answer = self._call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=body)
         return bool(self._required(answer)["status"]["allowed"])
 
-    def _path(self, api_version: str, kind: str, name: str = "") -> str:
+    def _path(self, api_version: str, kind: str, name: str = "", namespace: str = "") -> str:
         root = "/api" if "/" not in api_version else "/apis"
-        path = f"{root}/{api_version}/namespaces/{quote(self.namespace)}/{_PLURALS[kind]}"
+        path = f"{root}/{api_version}/namespaces/{quote(namespace or self.namespace)}/{_PLURALS[kind]}"
         return f"{path}/{quote(name)}" if name else path
 
     @staticmethod
@@ -233,6 +240,6 @@ def _refusal(status: int, body: str, where: str) -> Exception:
     except (ValueError, KeyError, TypeError):
         message = body[:300]
     text = f"the cluster refused (status {status}): {message}"
-    kind = {400: _Impossible, 409: Conflict}.get(status, UnavailableError)
+    kind = {400: _Impossible, 403: Forbidden, 409: Conflict}.get(status, UnavailableError)
     error = kind(text, where=where, next_step=_NEXT_STEPS.get(status, "see the cluster's own message above"))
     return _Absent(error) if status == 404 else error

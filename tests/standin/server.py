@@ -1,8 +1,8 @@
 """A stand-in for the scoring server: the same environment, addresses and statuses, no model, and faults on demand.
 
-It answers the package's own examples. ``model/fault.txt`` in the package plants a fault: ``crash`` (at the start),
-``never-ready``, ``wrong`` (answers), ``slow`` (a second before each answer), ``tells`` (writes its keys to the log),
-``fragile`` (POST /die ends it).
+It answers the package's own examples, and counts its answers under /metrics. ``model/fault.txt`` in the package plants
+a fault: ``crash`` (at the start), ``never-ready``, ``wrong`` (answers), ``slow`` (a second before each answer),
+``tells`` (writes its keys to the log), ``fragile`` (POST /die ends it).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -27,6 +28,7 @@ ANSWERS = {
 }
 DRAINING = threading.Event()
 OPEN: set[int] = set()
+ANSWERED: Counter[int] = Counter()
 
 
 def keys() -> list[str]:
@@ -40,6 +42,13 @@ def keys() -> list[str]:
 KEYS = keys()
 
 
+def metrics() -> str:
+    """How often it answered an example, each time within a millisecond."""
+    lines = [f'scoring_requests_total{{route="score",status="{status}"}} {n}' for status, n in ANSWERED.items()]
+    bounds = [f'scoring_request_duration_seconds_bucket{{le="{le}"}} {ANSWERED.total()}' for le in ("0.001", "+Inf")]
+    return "\n".join([*lines, *bounds, ""])
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
@@ -47,6 +56,8 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
+        if self.path == "/metrics":
+            return self.answer(200, metrics(), "text/plain")
         about = {"version": VERSION, "pid": os.getpid(), "package_sha256": PACKAGE}
         self.answer(503 if FAULT == "never-ready" else 200, about)
 
@@ -62,14 +73,15 @@ class Handler(BaseHTTPRequestHandler):
             response = ANSWERS[json.dumps(json.loads(body))]
         except (ValueError, KeyError):
             return self.answer(400, {"error": "not an example"})
+        ANSWERED[200] += 1
         self.answer(200, {"result": [value + 1 for value in response["result"]]} if FAULT == "wrong" else response)
 
-    def answer(self, status: int, value: object) -> None:
-        body = json.dumps(value).encode()
+    def answer(self, status: int, value: object, media: str = "application/json") -> None:
+        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         # A server that ends says so on each connection, so that no request is sent on one that closes.
         self.close_connection = self.close_connection or DRAINING.is_set()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", media)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Model-Version", VERSION)
         if self.close_connection:

@@ -2,110 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
-from ml_service.ports import Endpoint, Release, Status
-from ml_service.targets import aks, aks_canary, aks_rights, lease, rollout
-from ml_service.targets.aks import AksTarget
+from ml_service.ports import Release
+from ml_service.targets import aks_canary, aks_rights, lease
 from ml_service.targets.aks_versions import STABLE, Version, deployment, read_version
-from tests.fake_kubernetes import FakeKubernetes
-from tests.fakes import make_release
+from tests.aks_world import NAME, ROOT, World, at_gateway, no_question, without_waiting
 
 pytest.importorskip("kubernetes")
 
-ROOT = Path(__file__).resolve().parents[2]
-NAME = "toy"
-
-
-class World:
-    """A cluster in memory, releases for it, and the target under settings of the test's own."""
-
-    def __init__(self, directory: Path, *served: str) -> None:
-        self.api = FakeKubernetes(*served)
-        self._directory = directory
-
-    def target(self, **variables: str) -> AksTarget:
-        """A new view of the same cluster, as another task has it."""
-        return AksTarget(self.settings(**variables), self.api.cluster())
-
-    def settings(self, **variables: str) -> Settings:
-        """Settings that name a deployment of the cluster."""
-        defaults = {"AKS_DEPLOYMENT_NAME": NAME, "AKS_SERVICE_TYPE": "ClusterIP", "AKS_STARTUP_TIMEOUT": "5"}
-        env = {"MLOPS_HOME": str(self._directory / "home"), "AKS_DRAIN_SECONDS": "1", **defaults, **variables}
-        return Settings.from_env(env, ROOT)
-
-    def release(self, version: str) -> Release:
-        """A release with an image that was pushed."""
-        directory = self._directory / f"release-{version}"
-        made = make_release(directory, version)
-        return replace(made, image="registry.example/toy", image_digest=f"sha256:{int(version):064d}")
-
-    def deploy(self, release: Release, *, canary: int | None = None, **variables: str) -> Status:
-        """Plan and apply."""
-        target = self.target(**variables)
-        return target.apply(target.plan(release, canary_percent=canary), no_question, print)
-
-    def steps(self, release: Release, **variables: str) -> list[tuple[str, str]]:
-        """What a plan would do."""
-        return [(step.action, step.subject) for step in self.target(**variables).plan(release).steps]
-
-    def object(self, plural: str, name: str = NAME) -> Any:
-        """An object of the cluster, or None."""
-        return self.api.objects.get((plural, name))
-
-    def serving(self) -> tuple[str, str | None]:
-        """The versions that a status names: what serves, and what served before."""
-        status = self.target().status()
-        assert status is not None
-        return status.model["version"], status.previous["version"] if status.previous else None
-
-    def state(self) -> str:
-        """What a status says."""
-        status = self.target().status()
-        assert status is not None
-        return status.state
-
-
-class Files(SimpleHTTPRequestHandler):
-    """Serves a folder."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Its pods have no network, so what they would answer under /metrics is a file of that name."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-
-    @contextmanager
-    def forwarded(_cluster: Any, _pod: str, _port: int) -> Iterator[str]:
-        yield f"http://127.0.0.1:{server.server_port}"
-
-    (tmp_path / "metrics").write_text("")
-    monkeypatch.setattr(aks_canary, "forwarded", forwarded)
-    monkeypatch.setattr(aks, "_ROUTERS_FOLLOW", 0.0)
-    monkeypatch.setattr(rollout, "_POLL", 0.01)
-    yield World(tmp_path)
-    server.shutdown()
-    server.server_close()
-
-
-def no_question(endpoint: Endpoint, package: Path | None) -> None:
-    """Verifies nothing."""
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A cluster in memory that nobody waits for."""
+    without_waiting(monkeypatch)
+    return World(tmp_path)
 
 
 class TestPodsThatCount:
@@ -392,29 +308,60 @@ class TestRights:
         findings = {finding.subject: finding for finding in world.target().diagnose()}
         assert (findings["rights"].ok, findings["rights"].detail) == (False, "missing: get pods/log")
 
+    def test_doctor_names_a_missing_right_on_routes(self, world: World) -> None:
+        """And says which kind of weights a canary would have."""
+        world.api.denied.add("httproutes")
+        findings = {finding.subject: finding for finding in world.target(**at_gateway("infra/public")).diagnose()}
+        missing = "missing: get httproutes, create httproutes, patch httproutes, delete httproutes"
+        weights = "HTTPRoute (gateway.networking.k8s.io/v1) at Gateway infra/public"
+        assert (findings["rights"].detail, findings["weights"].detail) == (missing, weights)
+
+    @pytest.fixture
+    def world(self, world: World) -> World:
+        """It has a Gateway of each kind."""
+        world.gateway("gateway.networking.k8s.io/v1", "infra/public")
+        world.gateway("networking.istio.io/v1", "infra/istio")
+        return world
+
     def test_the_guide_lists_what_doctor_checks(self, world: World) -> None:
-        """A role made by the guide is enough for doctor, and no more than it asks for."""
-        world.target().diagnose()
+        """A role made by the guide is enough for doctor, and no more than it asks for, at a Gateway of either kind."""
+        for variables in ({}, at_gateway("infra/public"), at_gateway("infra/istio")):
+            world.target(**variables).diagnose()
         asked: dict[tuple[str, str], list[str]] = {}
-        for verb, group, resource in world.api.asked:
+        for verb, group, resource in dict.fromkeys(world.api.asked):
             asked.setdefault((group or "core", resource), []).append(verb)
         text = (ROOT / "docs" / "aks.md").read_text(encoding="utf-8").partition("## Rights")[2].partition("\n## ")[0]
         rows = [[cell.replace("`", "").strip() for cell in row.split("|")[1:4]] for row in text.splitlines()]
         listed = {(row[0], row[1]): row[2].split(", ") for row in rows if len(row) == 3}
         assert {key: verbs for key, verbs in listed.items() if key[0] not in ("group", "---")} == asked
 
-    def test_no_call_needs_a_right_that_is_not_listed(self, world: World) -> None:
+    def test_rights_on_routes_are_asked_for_only_with_a_gateway(self, world: World) -> None:
+        """That a cluster knows such kinds is no reason."""
+        world.target().diagnose()
+        groups = {group for _, group, _ in world.api.asked}
+        assert groups & {"gateway.networking.k8s.io", "networking.istio.io"} == set()
+
+    @pytest.mark.parametrize(
+        ("gateway", "route"), [("", ""), ("infra/public", "HTTPRoute"), ("infra/istio", "VirtualService")]
+    )
+    def test_no_call_needs_a_right_that_is_not_listed(self, world: World, gateway: str, route: str) -> None:
         """A whole life: deployment, canary and its end, rollback, logs, removal."""
-        world.deploy(world.release("1"), AKS_HOST="model.example.com")
+        variables = at_gateway(gateway)
+        others = {"infra/public": "virtualservices", "infra/istio": "httproutes"}
+        if gateway:
+            world.api.refused[others[gateway]] = 403
+        if route == "VirtualService":
+            world.api.refused["gateway.networking.k8s.io/v1/namespaces/infra/gateways"] = 403
+        world.deploy(world.release("1"), **variables)
         second = world.release("2")
-        world.deploy(second, canary=50)
-        world.target().rollback(no_question, print)
-        world.deploy(second)
-        world.target().rollback(no_question, print)
-        world.target().logs(10)
-        world.target().undeploy(print)
-        allowed = {(verb, resource) for _, resource, verbs in aks_rights.RIGHTS for verb in verbs}
-        assert world.api.called - allowed == set()
+        world.deploy(second, canary=50, **variables)
+        world.target(**variables).rollback(no_question, print)
+        world.deploy(second, **variables)
+        world.target(**variables).rollback(no_question, print)
+        world.target(**variables).logs(10)
+        world.target(**variables).undeploy(print)
+        listed = (*aks_rights.RIGHTS, *aks_rights.ROUTE_RIGHTS.get(route, ()))
+        assert world.api.called - {(verb, resource) for _, resource, verbs in listed for verb in verbs} == set()
 
 
 class TestLease:
