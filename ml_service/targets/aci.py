@@ -335,17 +335,7 @@ class AciTarget:
         return f"{self._settings.azure.keys_vault} {self._vault.version()}" if self._vault else "in MLOPS_HOME"
 
     def _mask(self) -> Callable[[str], str]:
-        keys: list[str] = []
-        with suppress(MlopsError):
-            found = self._read_keys()
-            keys = [found.primary, found.secondary]
-
-        def mask(line: str) -> str:
-            for key in keys:
-                line = line.replace(key, "***")
-            return line
-
-        return mask
+        return key_file.masking(self._read_keys)
 
 
 def _is_ready(session: Any, url: str) -> bool:

@@ -6,9 +6,8 @@ import base64
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
@@ -524,18 +523,8 @@ class AksTarget:
                 "holds no two keys", where=f"Secret {self._secret_name}", next_step="run: inv undeploy --target aks"
             ) from None
 
-    def _mask(self) -> Any:
-        keys: list[str] = []
-        with suppress(MlopsError):
-            found = self._read_keys()
-            keys = [found.primary, found.secondary]
-
-        def mask(line: str) -> str:
-            for key in keys:
-                line = line.replace(key, "***")
-            return line
-
-        return mask
+    def _mask(self) -> Callable[[str], str]:
+        return key_file.masking(self._read_keys)
 
     def _forget_packages(self) -> None:
         stable = self._stable()

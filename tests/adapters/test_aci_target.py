@@ -10,26 +10,23 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from emulators import Fault
 from emulators.wire.account import TENANT
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UnhealthyError
-from ml_service.ports import Endpoint, Release, Status, Target
-from ml_service.smoke import smoke
+from ml_service.ports import Release
 from tests.azure_rig import ACR, ADMIN, AciRig
 from tests.containers import ROOT
-from tests.fakes import EXAMPLES, make_release
+from tests.deployments import MakeRelease, deploy, releases, version_at
 
 pytestmark = pytest.mark.docker
 
-MakeRelease = Callable[..., Release]
 PUT = "PUT .*containerGroups/"
 
 
@@ -45,29 +42,7 @@ def rig(tmp_path: Path) -> Iterator[AciRig]:
 
 @pytest.fixture
 def release(tmp_path: Path, rig: AciRig) -> MakeRelease:
-    def make(version: str = "1", fault: str = "") -> Release:
-        return rig.prepare(make_release(tmp_path / f"release-{version}-{fault}", version, fault=fault))
-
-    return make
-
-
-def deploy(target: Target, release: Release) -> Status:
-    return target.apply(target.plan(release), lambda endpoint, package: question(endpoint, release), print)
-
-
-def question(endpoint: Endpoint, release: Release) -> None:
-    smoke(endpoint, release.package, timeout=30, progress=print)
-
-
-def version_at(endpoint: Endpoint) -> str:
-    answer = requests.post(
-        f"{endpoint.url}/score",
-        json=EXAMPLES["examples"][0]["request"],
-        headers={"Authorization": f"Bearer {endpoint.key}"},
-        timeout=30,
-    )
-    assert answer.status_code == 200
-    return answer.headers["X-Model-Version"]
+    return releases(rig, tmp_path)
 
 
 def properties(rig: AciRig) -> Any:

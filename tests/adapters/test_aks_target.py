@@ -18,11 +18,11 @@ import pytest
 import requests
 
 from ml_service.errors import UnavailableError, UnhealthyError, UsageError
-from ml_service.ports import Endpoint, Release, Status, Target
-from ml_service.smoke import smoke
+from ml_service.ports import Endpoint, Release
 from ml_service.targets.aks import AksTarget
 from tests.containers import ROOT, AksRig, cluster_or_skip, make_real_release, settings_for
 from tests.ports import free_port
+from tests.deployments import deploy, question, version_at
 from tests.fakes import EXAMPLES, make_release
 from tests.traffic import Traffic
 
@@ -54,22 +54,6 @@ def namespace() -> Iterator[str]:
 
 def standin(rig: AksRig, directory: Path, version: str, fault: str = "") -> Release:
     return rig.prepare(make_release(directory / f"release-{version}-{fault}", version, fault=fault))
-
-
-def deploy(target: Target, release: Release, canary: int | None = None) -> Status:
-    plan = target.plan(release, canary_percent=canary)
-    return target.apply(plan, lambda endpoint, package: question(endpoint, release), print)
-
-
-def question(endpoint: Endpoint, release: Release) -> None:
-    smoke(endpoint, release.package, timeout=60, progress=print)
-
-
-def version_at(endpoint: Endpoint) -> str:
-    headers = {"Authorization": f"Bearer {endpoint.key}"}
-    answer = requests.post(f"{endpoint.url}/score", json=REQUEST, headers=headers, timeout=30)
-    assert answer.status_code == 200
-    return answer.headers["X-Model-Version"]
 
 
 class TestWhatIsMade:

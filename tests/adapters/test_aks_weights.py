@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from ml_service.errors import ConfigurationError, UnhealthyError
-from ml_service.ports import Endpoint, Release, Status, Target
-from ml_service.smoke import smoke
+from ml_service.ports import Endpoint, Release
 from ml_service.targets import aks_credentials, aks_routes
 from ml_service.targets.port_forward import forwarded
 from tests.containers import AksRig, cluster_or_skip, settings_for
+from tests.deployments import deploy, version_at
 from tests.fakes import EXAMPLES, make_release
 from tests.route_schemas import VERSIONS, definition, violations
 
@@ -303,12 +302,6 @@ def standin(rig: AksRig, directory: Path, version: str) -> Release:
     return rig.prepare(make_release(directory / f"release-{version}", version))
 
 
-def deploy(target: Target, release: Release, canary: int | None = None) -> Status:
-    plan = target.plan(release, canary_percent=canary)
-    question: Callable[..., None] = lambda endpoint, package: smoke(endpoint, package, timeout=60, progress=print)
-    return target.apply(plan, question, print)
-
-
 def route(rig: AksRig, kind: str) -> Any:
     """The deployment's route, or None."""
     group, version, _ = GATEWAYS[kind]
@@ -349,13 +342,6 @@ def tracks(rig: AksRig, name: str) -> set[str]:
 def by_service(rig: AksRig) -> Endpoint:
     """The Service from outside, past the Gateway."""
     return rig.again(AKS_GATEWAY="", AKS_HOST="").endpoint()
-
-
-def version_at(endpoint: Endpoint) -> str:
-    headers = {"Authorization": f"Bearer {endpoint.key}"}
-    answer = requests.post(f"{endpoint.url}/score", json=REQUEST, headers=headers, timeout=30)
-    assert answer.status_code == 200
-    return answer.headers["X-Model-Version"]
 
 
 def ask_each_pod(rig: AksRig, times: int) -> None:

@@ -16,19 +16,17 @@ import pytest
 import requests
 
 from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, UsageError
-from ml_service.ports import Endpoint, Release, Status, Target
-from ml_service.smoke import smoke
+from ml_service.ports import Release
 from ml_service.targets.docker import DockerTarget
 from tests.containers import ROOT, DockerRig, push_image, registry_or_skip, removing_images, settings_for
 from tests.ports import free_port
+from tests.deployments import MakeRelease, deploy, releases, version_at
 from tests.fakes import EXAMPLES, make_release
 from tests.traffic import Traffic
 
 REQUEST = EXAMPLES["examples"][0]["request"]
 
 pytestmark = pytest.mark.docker
-
-MakeRelease = Callable[..., Release]
 
 
 @pytest.fixture
@@ -40,26 +38,7 @@ def rig(tmp_path: Path) -> Iterator[DockerRig]:
 
 @pytest.fixture
 def release(tmp_path: Path, rig: DockerRig) -> MakeRelease:
-    def make(version: str = "1", fault: str = "") -> Release:
-        return rig.prepare(make_release(tmp_path / f"release-{version}-{fault}", version, fault=fault))
-
-    return make
-
-
-def deploy(target: Target, release: Release) -> Status:
-    return target.apply(target.plan(release), lambda endpoint, package: question(endpoint, release), print)
-
-
-def question(endpoint: Endpoint, release: Release) -> None:
-    smoke(endpoint, release.package, timeout=30, progress=print)
-
-
-def version_at(endpoint: Endpoint) -> str:
-    answer = requests.post(
-        f"{endpoint.url}/score", json=REQUEST, headers={"Authorization": f"Bearer {endpoint.key}"}, timeout=30
-    )
-    assert answer.status_code == 200
-    return answer.headers["X-Model-Version"]
+    return releases(rig, tmp_path)
 
 
 def wait_until(true: Callable[[], bool], timeout: float = 60) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +11,11 @@ import requests
 
 from emulators import Fault
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
-from ml_service.ports import Endpoint, Release, Status, Target
-from ml_service.smoke import smoke
 from tests.azure_rig import ACR, ADMIN, WebAppRig
-from tests.fakes import EXAMPLES, make_release
+from tests.deployments import MakeRelease, deploy, no_question, releases, version_at
 
 pytestmark = pytest.mark.docker
 
-MakeRelease = Callable[..., Release]
 IN_PLACE = {"WEBAPP_SLOT": ""}
 
 
@@ -32,33 +29,7 @@ def rig(tmp_path: Path) -> Iterator[WebAppRig]:
 
 @pytest.fixture
 def release(tmp_path: Path, rig: WebAppRig) -> MakeRelease:
-    def make(version: str = "1", fault: str = "") -> Release:
-        return rig.prepare(make_release(tmp_path / f"release-{version}-{fault}", version, fault=fault))
-
-    return make
-
-
-def deploy(target: Target, release: Release) -> Status:
-    return target.apply(target.plan(release), lambda endpoint, package: question(endpoint, release), print)
-
-
-def question(endpoint: Endpoint, release: Release) -> None:
-    smoke(endpoint, release.package, timeout=30, progress=print)
-
-
-def version_at(endpoint: Endpoint) -> str:
-    answer = requests.post(
-        f"{endpoint.url}/score",
-        json=EXAMPLES["examples"][0]["request"],
-        headers={"Authorization": f"Bearer {endpoint.key}"},
-        timeout=30,
-    )
-    assert answer.status_code == 200
-    return answer.headers["X-Model-Version"]
-
-
-def no_question(endpoint: Endpoint, package: Path | None) -> None:
-    """Verifies nothing."""
+    return releases(rig, tmp_path)
 
 
 def test_a_site_is_https_only_with_a_health_check_and_keys_that_stick(rig: WebAppRig, release: MakeRelease) -> None:

@@ -15,11 +15,11 @@ import requests
 from ml_service.config import LocalTargetSettings, Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Target
-from ml_service.smoke import smoke
 from ml_service.targets import open_target
 from tests.azure_rig import AciRig, AzureRig, WebAppRig
 from tests.containers import AksRig, DockerRig
-from tests.fakes import EXAMPLES, FakeTarget, make_release
+from tests.deployments import MakeRelease, deploy, no_question, question, releases, version_at
+from tests.fakes import EXAMPLES, FakeTarget
 from tests.traffic import Traffic
 
 
@@ -88,8 +88,6 @@ MARKS = {
     "webapp": pytest.mark.docker,
 }
 
-MakeRelease = Callable[..., Release]
-
 
 @pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(RIGS)])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
@@ -105,37 +103,11 @@ def target(rig: Rig) -> Target:
 
 @pytest.fixture
 def release(tmp_path: Path, rig: Rig) -> MakeRelease:
-    made: list[Release] = []
-
-    def make(version: str = "1", fault: str = "") -> Release:
-        made.append(rig.prepare(make_release(tmp_path / f"release-{len(made)}", version, fault=fault)))
-        return made[-1]
-
-    return make
-
-
-def deploy(target: Target, release: Release) -> None:
-    target.apply(target.plan(release), lambda endpoint, package: question(endpoint, release), print)
-
-
-def question(endpoint: Endpoint, release: Release) -> None:
-    smoke(endpoint, release.package, timeout=30, progress=print)
-
-
-def no_question(endpoint: Endpoint, package: Path | None) -> None:
-    """Verifies nothing."""
+    return releases(rig, tmp_path)
 
 
 def serving_version(target: Target) -> str:
-    endpoint = target.endpoint()
-    answer = requests.post(
-        f"{endpoint.url}/score",
-        json=EXAMPLES["examples"][0]["request"],
-        headers={"Authorization": f"Bearer {endpoint.key}"},
-        timeout=30,
-    )
-    assert answer.status_code == 200
-    return answer.headers["X-Model-Version"]
+    return version_at(target.endpoint())
 
 
 def model_versions(target: Target) -> tuple[str, str | None]:
