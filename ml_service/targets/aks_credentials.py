@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,15 +79,11 @@ def _from_azure(settings: Settings) -> Mapping[str, Any]:
             where="target aks",
             next_step="set KUBECONFIG, or AKS_COMPUTE_NAME (the cluster's name in the Azure ML workspace)",
         )
-    from ml_service.targets.azure_identity import credential
+    from ml_service.targets import azure_identity
 
-    signed_in = credential(settings)
-
-    def token(scope: str) -> str:
-        return str(signed_in.get_token(scope).token)
-
-    found = resolve(settings, token)
-    return kubeconfig_of(signed_in, found, token)
+    signed_in = azure_identity.credential(settings)
+    token = functools.partial(azure_identity.token, signed_in)
+    return kubeconfig_of(signed_in, resolve(settings, token), token)
 
 
 def resolve(settings: Settings, token: Token, management: str = MANAGEMENT) -> ClusterId:

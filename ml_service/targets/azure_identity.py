@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError
+from ml_service.targets.azure_errors import translated
 
 
 def credential(settings: Settings) -> Any:
@@ -26,3 +27,14 @@ def credential(settings: Settings) -> Any:
     if azure.sp_app_id and azure.sp_app_secret and azure.tenant_id:
         return ClientSecretCredential(azure.tenant_id, azure.sp_app_id, azure.sp_app_secret)
     return DefaultAzureCredential(exclude_interactive_browser_credential=True)
+
+
+def token(signed_in: Any, scope: str) -> str:
+    """An access token of what ``credential`` gave.
+
+    Raises:
+        ConfigurationError: Entra refuses the sign-in, or nobody is signed in.
+        UnavailableError: it cannot be reached.
+    """
+    with translated("sign-in to Azure"):
+        return str(signed_in.get_token(scope).token)

@@ -96,6 +96,6 @@ def _is_signed_in(host: str) -> bool:
 
 
 def _entra_token(settings: Settings) -> str:
-    from ml_service.targets.azure_identity import credential
+    from ml_service.targets.azure_identity import credential, token
 
-    return str(credential(settings).get_token(_SCOPE).token)
+    return token(credential(settings), _SCOPE)

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from emulators import Emulator
 from ml_service.errors import ConfigurationError, UnavailableError
-from ml_service.targets import aks_credentials
+from ml_service.targets import aks_credentials, registry
 from tests.containers import settings_for
 
 CLUSTER = (
@@ -90,6 +91,26 @@ def test_without_any_name_it_says_what_to_set(tmp_path: Path) -> None:
     pytest.importorskip("kubernetes")
     with pytest.raises(ConfigurationError, match=r"(?s)KUBECONFIG.*AKS_COMPUTE_NAME"):
         aks_credentials.connect(settings_for(tmp_path, KUBECONFIG=""))
+
+
+def test_a_refused_sign_in_names_the_settings_and_not_the_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 4, for the cluster's credentials and for the registry's."""
+    pytest.importorskip("kubernetes")
+    with Emulator() as azure:
+        for name, value in azure.redirection().items():
+            monkeypatch.setenv(name, value)
+        wrong = {**azure.settings(), "SP_APP_SECRET": "hunter2", "AKS_COMPUTE_NAME": "aks", "KUBECONFIG": ""}
+        settings = settings_for(tmp_path, **wrong)
+        for sign_in in (
+            lambda: aks_credentials.connect(settings),
+            lambda: registry.sign_in(None, settings, "r.azurecr.io/image"),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(ConfigurationError, match=r"sign-in to Azure: the sign-in was refused") as caught:
+                sign_in()
+            assert "SP_APP_SECRET" in caught.value.next_step
+            assert "hunter2" not in str(caught.value)
 
 
 def test_a_kubeconfig_that_is_none_is_refused(tmp_path: Path) -> None:
