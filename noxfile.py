@@ -40,14 +40,17 @@ def install(session: nox.Session, lock: str) -> None:
 
 @nox.session(python=["3.11", "3.12", "3.13"])
 def test(session: nox.Session) -> None:
-    """On 3.11 everything, with every SDK and the coverage floor; on 3.12 and 3.13 the quick tests."""
+    """On 3.11 everything, with every SDK and the coverage floor; on 3.12 and 3.13 the quick tests.
+
+    What follows ``--`` goes to the tasks, such as ``--failed``.
+    """
     if session.python == "3.11":
         install(session, "requirements/all.txt")
         session.run("inv", "lint")
-        session.run("inv", "coverage", "--suite", EVERYTHING)
+        session.run("inv", "coverage", "--suite", EVERYTHING, *session.posargs)
     else:
         install(session, "requirements/ci.txt")
-        session.run("inv", "test", "--quick")
+        session.run("inv", "test", "--quick", *session.posargs)
 
 
 @nox.session(venv_backend="none")

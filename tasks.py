@@ -38,6 +38,7 @@ _JUNIT = "write the results as JUnit XML"
 _SUITES = "architecture,unit,contract,integration,scoring"
 _SUITE = "comma-separated folders of tests/"
 _QUICK = "leave out what takes its time: processes, servers, load; make test runs it"
+_FAILED = "only what failed the last time"
 _ARTIFACT = "what package-artifact wrote (default: artifact)"
 
 _tasks: list[Task[Any]] = []
@@ -183,15 +184,15 @@ def lint(work: Work, junit: str = "") -> None:
     run(ROOT, work.console, junit=junit)
 
 
-@stage(help={"junit": _JUNIT, "suite": _SUITE, "quick": _QUICK})
-def test(work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False) -> None:
+@stage(help={"junit": _JUNIT, "suite": _SUITE, "quick": _QUICK, "failed": _FAILED})
+def test(work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False, failed: bool = False) -> None:
     """Unit, contract and integration tests.
 
-    Examples: inv test · inv test --quick · inv test --suite unit · inv test --suite e2e
+    Examples: inv test · inv test --quick · inv test --suite unit · inv test --suite e2e · inv test --failed
     """
     from ml_service.quality import test as run
 
-    run(ROOT, work.console, suites=suite.split(","), quick=quick, junit=junit)
+    run(ROOT, work.console, suites=suite.split(","), quick=quick, failed=failed, junit=junit)
 
 
 @stage(
@@ -199,12 +200,19 @@ def test(work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False)
         "junit": _JUNIT,
         "suite": _SUITE,
         "quick": _QUICK,
+        "failed": f"{_FAILED}; the figures are those of both times",
         "xml": "write the coverage as Cobertura XML",
         "html": "write the coverage as HTML pages",
     }
 )
 def coverage(
-    work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False, xml: str = "", html: str = ""
+    work: Work,
+    junit: str = "",
+    suite: str = _SUITES,
+    quick: bool = False,
+    failed: bool = False,
+    xml: str = "",
+    html: str = "",
 ) -> None:
     """The tests with coverage, and a floor.
 
@@ -214,7 +222,8 @@ def coverage(
     """
     from ml_service.quality import coverage as run
 
-    run(ROOT, work.console, suites=suite.split(","), quick=quick, junit=junit, xml=xml, html=html)
+    suites = suite.split(",")
+    run(ROOT, work.console, suites=suites, quick=quick, failed=failed, junit=junit, xml=xml, html=html)
 
 
 # Training

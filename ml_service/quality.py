@@ -26,6 +26,10 @@ CHECKED = (
 _FINDING = re.compile(r"^([\w./-]+\.py):(\d+):(?:\d+:)? (?!note: )(?:error: )?(.+)$", re.MULTILINE)
 """A line of flake8's or mypy's output."""
 
+_ONLY_FAILED = ("--last-failed", "--last-failed-no-failures=none")
+_NOTHING_TO_RUN = 5
+"""Exit code of pytest."""
+
 _QUICK_FLOOR = 60
 """Per cent that the quick tests cover at least; the floor of all tests is in pyproject.toml."""
 
@@ -96,8 +100,19 @@ def _write_junit(path: Path, results: dict[str, tuple[int, str, float]]) -> None
     ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
 
 
-def test(root: Path, console: Console, *, suites: Sequence[str], quick: bool = False, junit: str = "") -> None:
-    """Run the tests of the named folders, measuring coverage on the way; ``quick`` leaves out those marked slow.
+def test(
+    root: Path,
+    console: Console,
+    *,
+    suites: Sequence[str],
+    quick: bool = False,
+    failed: bool = False,
+    junit: str = "",
+) -> None:
+    """Run the tests of the named folders, measuring coverage on the way.
+
+    ``quick`` leaves out those marked slow. ``failed`` takes only those that failed the last time, and adds to the
+    figures of that time.
 
     Raises:
         UsageError: there is no such folder.
@@ -110,17 +125,20 @@ def test(root: Path, console: Console, *, suites: Sequence[str], quick: bool = F
     record.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     before = _fingerprint(root)
-    _run(["-m", "coverage", "erase"], root, console)
+    if not failed:
+        _run(["-m", "coverage", "erase"], root, console)
     folders = [f"tests/{name}" for name in suites]
     report = Path(junit).absolute() if junit else record.with_name("tests.xml")
     # Many tests wait for processes; a file's tests stay together, since they share what is slow to make.
     together = ["--numprocesses", str(max(2, os.cpu_count() or 1)), "--dist", "loadfile"]
-    chosen = ["-m", _marks(suites, quick)]
+    chosen = ["-m", _marks(suites, quick), "-o", f"cache_dir={_last_results()}", *(_ONLY_FAILED if failed else [])]
     arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *chosen, *folders, f"--junit-xml={report}"]
-    failed = _run(arguments, root, console) != 0
+    code = _run(arguments, root, console)
+    passed = code == 0 or (failed and code == _NOTHING_TO_RUN)
     console.output("look_at", _counted(report))
-    write_json(record, {"tests": _named(suites, quick), "files": before, "passed": not failed})
-    if failed:
+    if not failed:
+        write_json(record, {"tests": _named(suites, quick), "files": before, "passed": passed})
+    if not passed:
         raise QualityError("a test failed", where="test", next_step="mend it; again: inv test")
 
 
@@ -128,6 +146,11 @@ def _marks(suites: Sequence[str], quick: bool) -> str:
     """Which tests: an engine or a cluster takes minutes, so they are asked only beside the adapters' own tests."""
     left_out = ["soak", *([] if "adapters" in suites else ["docker", "kubernetes"]), *(["slow"] if quick else [])]
     return " and ".join(f"not {mark}" for mark in left_out)
+
+
+def _last_results() -> str:
+    """Where pytest remembers what failed: one folder for each environment, since nox runs the tests in several."""
+    return f".pytest_cache/{hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]}"
 
 
 def _named(suites: Sequence[str], quick: bool) -> str:
@@ -152,6 +175,7 @@ def coverage(
     *,
     suites: Sequence[str],
     quick: bool = False,
+    failed: bool = False,
     junit: str = "",
     xml: str = "",
     html: str = "",
@@ -165,8 +189,8 @@ def coverage(
     Raises:
         QualityError: a test failed, or the floor was missed.
     """
-    failure = _figures(root, console, suites, quick, junit)
-    _run(["-m", "coverage", "combine", "--quiet"], root, console)
+    failure = _figures(root, console, suites, quick, failed, junit)
+    _run(["-m", "coverage", "combine", "--quiet", *(["--append"] if failed else [])], root, console)
     chosen = _counted_files(root, console, suites)
     for report, path in (("xml", xml), ("html", html)):
         if path:
@@ -202,13 +226,13 @@ def _need_a_service(root: Path) -> list[str]:
 
 
 def _figures(
-    root: Path, console: Console, suites: Sequence[str], quick: bool, junit: str
+    root: Path, console: Console, suites: Sequence[str], quick: bool, failed: bool, junit: str
 ) -> QualityError | None:
     """Have the tests measured; returns what to raise once the reports are written."""
-    passed = None if junit else _recorded(root, _named(suites, quick))
+    passed = None if junit or failed else _recorded(root, _named(suites, quick))
     if passed is None:
         try:
-            test(root, console, suites=suites, quick=quick, junit=junit)
+            test(root, console, suites=suites, quick=quick, failed=failed, junit=junit)
         except QualityError as error:
             return error
         return None

@@ -361,8 +361,9 @@ def _trouble(group: Any) -> str:
     if view is None or state is None:
         return ""
     if view.restart_count or state.state == "Terminated":
-        code = state.exit_code if state.exit_code is not None else "?"
-        return f"its process ended with code {code} before it was ready ({state.detail_status or state.state})"
+        codes = [one.exit_code for one in (state, view.previous_state) if one and one.exit_code is not None]
+        how = f"ended with code {codes[0]}" if codes else "ended, and was started again,"
+        return f"its process {how} before it was ready ({state.detail_status or state.state})"
     return ""
 
 

@@ -142,6 +142,21 @@ def test_the_quick_tests_have_figures_and_a_floor_of_their_own(root: Path, tmp_p
     assert "inv test has passed" not in stream.getvalue()
 
 
+def test_what_failed_is_run_again_and_its_figures_are_added(root: Path, tmp_path: Path) -> None:
+    """The others are not run again, and yet they count."""
+    (root / "ml_service" / "more.py").write_text("def more() -> int:\n    return 1\n")
+    path = root / "tests" / "unit" / "test_unit.py"
+    path.write_text("from ml_service.more import more\n\n\ndef test_more() -> None:\n    assert more() == 2\n")
+    with pytest.raises(QualityError):
+        quality.coverage(root, Console(io.StringIO()), suites=SUITES)
+    path.write_text(path.read_text().replace("2", "1"))
+    outputs = tmp_path / "reports" / "outputs"
+    quality.coverage(root, Console(io.StringIO(), outputs=outputs), suites=SUITES, failed=True)
+    assert "1 passed, 0 skipped" in outputs.read_text()
+    assert "100 % covered" in outputs.read_text()
+    quality.test(root, Console(io.StringIO()), suites=SUITES, failed=True)
+
+
 def test_an_engine_and_a_cluster_are_asked_beside_the_adapters_only() -> None:
     """They take minutes, which nobody wants to wait for at each change."""
     assert quality._marks(["unit", "contract"], quick=False) == "not soak and not docker and not kubernetes"
@@ -152,6 +167,7 @@ def test_an_engine_and_a_cluster_are_asked_beside_the_adapters_only() -> None:
 def test_adapters_count_where_engine_and_cluster_are_there(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere their tests are skipped, and the floor would ask for what cannot be."""
     repository = Path(quality.__file__).parents[1]
+    monkeypatch.delenv("TESTS_NEED", raising=False)
     (omitted,) = quality._counted_files(repository, console, ["unit", "adapters"])
     assert "ml_service/targets/aks.py" in omitted and "ml_service/targets/local.py" not in omitted
     monkeypatch.setenv("TESTS_NEED", "docker,kubernetes")

@@ -413,12 +413,16 @@ def test_lint_test_and_coverage_hand_over_to_quality(
     for name in ("lint", "test", "coverage"):
         monkeypatch.setattr(quality, name, record(name))
     assert inv("lint", "--junit", "l.xml") == 0
-    assert inv("test", "--suite", "unit,e2e") == 0
+    assert inv("test", "--suite", "unit,e2e", "--failed") == 0
     assert inv("coverage", "--suite", "unit", "--quick", "--xml", "c.xml") == 0
     assert calls == [
         ("lint", desk.root, {"junit": "l.xml"}),
-        ("test", desk.root, {"suites": ["unit", "e2e"], "quick": False, "junit": ""}),
-        ("coverage", desk.root, {"suites": ["unit"], "quick": True, "junit": "", "xml": "c.xml", "html": ""}),
+        ("test", desk.root, {"suites": ["unit", "e2e"], "quick": False, "failed": True, "junit": ""}),
+        (
+            "coverage",
+            desk.root,
+            {"suites": ["unit"], "quick": True, "failed": False, "junit": "", "xml": "c.xml", "html": ""},
+        ),
     ]
 
 
