@@ -39,8 +39,10 @@ def rounds(contenders: Sequence[Contender], count: int) -> dict[str, list[float]
 
 def _time(contender: Contender) -> float:
     command, directory, env = contender.prepare()
+    # Compiled sources are kept, as everywhere: a shell that says otherwise would time the compiler, of some contenders.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=directory, env={**os.environ, **env}, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=directory, env={**inherited, **env}, capture_output=True, text=True)
     took = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"{contender.name} failed with {done.returncode}:\n{done.stdout}\n{done.stderr}")

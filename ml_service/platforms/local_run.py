@@ -245,4 +245,8 @@ def read_run(directory: Path) -> Run:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is written down. Python would take more than a second to take MLflow apart, object by object.
+    os._exit(code)
