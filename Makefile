@@ -11,8 +11,8 @@ LOCK := requirements/ci.txt
 ci: setup ## every stage on this machine, then a table of the stages
 	@$(ENVIRONMENT)/bin/inv ci
 
-test: setup ## the whole test suite, on every Python that is here; with FAILED=yes what failed the last time
-	@$(ENVIRONMENT)/bin/nox $(if $(FAILED),-- --failed)
+test: setup ## the whole test suite, on every Python that is here
+	@$(ENVIRONMENT)/bin/nox
 
 lint: setup ## flake8, types, import rules
 	@$(ENVIRONMENT)/bin/inv lint
