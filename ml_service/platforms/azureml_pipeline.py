@@ -67,18 +67,18 @@ def ensure_compute(workspace: Any, azure: AzureSettings, progress: Progress) -> 
 
 def _awaited(cluster: Any, workspace: Any, where: str, progress: Progress) -> Any:
     """The cluster once it is created: another build may have begun that a moment ago."""
-    deadline = time.monotonic() + 60 * _COMPUTE_MINUTES
     if cluster.provisioning_state in _COMING:
         progress(f"waiting for {where}, which is {cluster.provisioning_state}: at most {_COMPUTE_MINUTES} minutes")
-    while cluster.provisioning_state in _COMING and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60 * _COMPUTE_MINUTES
+    while cluster.provisioning_state in _COMING:
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"is still {cluster.provisioning_state} after {_COMPUTE_MINUTES} minutes",
+                where=where,
+                next_step="look at its page in https://ml.azure.com, then publish again",
+            )
         time.sleep(_LOOK_AGAIN)
         cluster = attempt(lambda: _find_compute(workspace, cluster.name), where) or cluster
-    if cluster.provisioning_state in _COMING:
-        raise UnavailableError(
-            f"is still {cluster.provisioning_state} after {_COMPUTE_MINUTES} minutes",
-            where=where,
-            next_step="look at its page in https://ml.azure.com, then publish again",
-        )
     return cluster
 
 
