@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ml_service.config import Settings
-from ml_service.ports import Endpoint, Release, Status
+from ml_service.ports import Release, Status
 from ml_service.targets import aks_canary, aks_routes, rollout
 from ml_service.targets.aks import AksTarget
+from tests.deployments import no_question
 from tests.fake_kubernetes import FakeKubernetes
 from tests.fakes import make_release
 
@@ -86,7 +87,3 @@ def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aks_routes, "_ROUTERS_FOLLOW", 0.0)
     monkeypatch.setattr(aks_routes, "_ANSWER_POLL", 0.01)
     monkeypatch.setattr(rollout, "_POLL", 0.01)
-
-
-def no_question(endpoint: Endpoint, package: Path | None) -> None:
-    """Verifies nothing."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ml_service.config import AksSettings, Settings
 from ml_service.errors import UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Progress
+from ml_service.reach import session_for
 from ml_service.targets.aks_versions import CANARY, STABLE, read_version
 from ml_service.targets.cluster import Cluster, Object
 from ml_service.targets.port_forward import forwarded
@@ -237,12 +238,9 @@ def _pods(cluster: Cluster, settings: Settings, track: str) -> Sequence[Object]:
 
 
 def _ask(cluster: Cluster, pod: str, key: str) -> Traffic:
-    import requests
-
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        with forwarded(cluster, pod, _PORT) as url, requests.Session() as session:
-            session.trust_env = False  # the address is on this machine: no proxy knows it
+        with forwarded(cluster, pod, _PORT) as url, session_for(url) as session:
             answer = session.get(f"{url}/metrics", headers=headers, timeout=15)
             answer.raise_for_status()
             return parse(answer.text)

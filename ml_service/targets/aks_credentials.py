@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, UnavailableError
+from ml_service.targets.azure_errors import INSTALL
 from ml_service.targets.cluster import Cluster
 
 MANAGEMENT = "https://management.azure.com"
@@ -131,7 +132,7 @@ def kubeconfig_of(signed_in: Any, found: ClusterId, token: Token) -> Mapping[str
         raise ConfigurationError(
             "the package azure-mgmt-containerservice is not installed",
             where="azure",
-            next_step="install the Azure libraries: python requirements/sync.py .venv requirements/all.txt",
+            next_step=INSTALL,
         ) from None
     try:
         clusters = ContainerServiceClient(signed_in, found.subscription).managed_clusters

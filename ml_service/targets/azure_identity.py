@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError
-from ml_service.targets.azure_errors import translated
+from ml_service.targets.azure_errors import INSTALL, translated
 
 
 def credential(settings: Settings) -> Any:
@@ -21,7 +21,7 @@ def credential(settings: Settings) -> Any:
         raise ConfigurationError(
             "the package azure-identity is not installed",
             where="azure",
-            next_step="install the Azure libraries: python requirements/sync.py .venv requirements/all.txt",
+            next_step=INSTALL,
         ) from None
     azure = settings.azure
     if azure.sp_app_id and azure.sp_app_secret and azure.tenant_id:

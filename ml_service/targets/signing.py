@@ -16,6 +16,7 @@ from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError
 from ml_service.package import sha256_of, write_json
 from ml_service.ports import Release
+from ml_service.targets.azure_errors import INSTALL
 
 SIGNATURE = "signature.json"
 
@@ -155,7 +156,7 @@ def _from_vault(settings: Settings, where: str) -> bytes:
         raise ConfigurationError(
             "the package azure-keyvault-secrets is not installed",
             where="IMAGE_SIGNING_KEY",
-            next_step="install the Azure libraries: python requirements/sync.py .venv requirements/all.txt",
+            next_step=INSTALL,
         ) from None
     from ml_service.targets.azure_identity import credential
 

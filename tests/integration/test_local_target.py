@@ -26,6 +26,7 @@ from ml_service.smoke import smoke
 from ml_service.targets import open_target
 from ml_service.targets.local import LocalTarget
 from ml_service.targets.local_state import Control, Paths
+from tests.deployments import no_question
 from tests.fakes import EXAMPLES, make_release
 from tests.ports import free_port
 from tests.traffic import Traffic
@@ -112,10 +113,6 @@ def _command_line(entry: Path) -> str:
 
 def question_of(release: Release) -> Verify:
     return lambda endpoint, package: smoke(endpoint, release.package, timeout=30, progress=print)
-
-
-def no_question(endpoint: Endpoint, package: Path | None) -> None:
-    """Verifies nothing."""
 
 
 def eventually(condition: Callable[[], bool], timeout: float = 60) -> bool:

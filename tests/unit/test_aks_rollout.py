@@ -12,7 +12,8 @@ from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyErr
 from ml_service.ports import Release
 from ml_service.targets import aks_canary, aks_rights, lease
 from ml_service.targets.aks_versions import STABLE, Version, deployment, read_version
-from tests.aks_world import NAME, ROOT, World, at_gateway, no_question, without_waiting
+from tests.aks_world import NAME, ROOT, World, at_gateway, without_waiting
+from tests.deployments import no_question
 
 pytest.importorskip("kubernetes")
 

@@ -13,7 +13,8 @@ from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyErr
 from ml_service.targets import aks_canary, aks_routes
 from ml_service.targets.aks_canary import Share
 from ml_service.targets.aks_routes import Entrance, answer, weighed
-from tests.aks_world import NAME, World, at_gateway, no_question, without_waiting
+from tests.aks_world import NAME, World, at_gateway, without_waiting
+from tests.deployments import no_question
 from tests.route_schemas import violations
 
 pytest.importorskip("kubernetes")
