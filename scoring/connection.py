@@ -208,9 +208,10 @@ class Connection(asyncio.Protocol):
         if request is None or self._closing:
             return
         request.method = self._parser.get_method()
-        request.keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
-        error = self._head_error(request)
-        if error is None and self._parser.should_upgrade() and self._can_be_read_anew(request):
+        version = self._parser.get_http_version()
+        request.keep_alive = self._parser.should_keep_alive() and version == "1.1"
+        error = self._head_error(request, version)
+        if error is None and self._parser.should_upgrade() and _can_be_read_anew(request, version):
             self._upgrading, self._request = request, None
             return
         error = error or self._handler.admit(self, request)
@@ -270,7 +271,6 @@ class Connection(asyncio.Protocol):
         """The request for which ``serve`` was False has been answered."""
         self._busy = None
         if self._alive and not self._closing:
-            self._idle()
             self._advance()
 
     @property
@@ -324,10 +324,6 @@ class Connection(asyncio.Protocol):
                 start = upgrade.args[0]
                 data = _head(request) + data[start:]
 
-    def _can_be_read_anew(self, request: Request) -> bool:
-        """HTTP/1.0 knows no upgrade, and CONNECT is one in itself."""
-        return request.method != b"CONNECT" and self._parser.get_http_version() == "1.1"
-
     def _serve(self, request: Request) -> None:
         self.deadline = _NEVER
         if request.refusal is not None:
@@ -357,13 +353,12 @@ class Connection(asyncio.Protocol):
             self._idle()
             self._transport.resume_reading()
 
-    def _head_error(self, request: Request) -> RequestError | None:
+    def _head_error(self, request: Request, version: str) -> RequestError | None:
         limit = self._handler.max_header
         if len(request.target) > limit // 2:
             return RequestError(414, "target_too_long", f"the target may have {limit // 2} bytes")
         if self._head_size > limit or self._headers > _MOST_HEADERS:
             return head_too_large(limit)
-        version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             return RequestError(505, "bad_request", "the service speaks HTTP/1.1")
         if b"host" not in request.headers and version == "1.1":
@@ -429,6 +424,11 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write_eof()
             self._transport.resume_reading()
+
+
+def _can_be_read_anew(request: Request, version: str) -> bool:
+    """HTTP/1.0 knows no upgrade, and CONNECT is one in itself."""
+    return request.method != b"CONNECT" and version == "1.1"
 
 
 def _head(request: Request) -> bytes:

@@ -185,7 +185,7 @@ class RowReader:
 
     def _read_fast(self, body: bytes) -> list[Row] | None:
         """The rows when every value is plainly of its type; None when the careful reading has to say."""
-        decode = self._objects if b"{" in body[1:200] else self._arrays
+        decode = self._objects if body.find(b"{", 1, 200) > 0 else self._arrays
         try:
             if not body.isascii():
                 body.decode()  # the decoder skips what it does not need without looking at its bytes

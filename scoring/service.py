@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Mapping
 from email.utils import formatdate
 from typing import Any
@@ -21,7 +23,7 @@ from lane import Job, Lane, Outcome
 from metrics import SharedMetrics, WorkerMetrics
 from model import Scorer
 from openapi import describe
-from pace import Pace
+from pace import INLINE_SECONDS, Pace
 from settings import Settings
 
 _JSON = b"Content-Type: application/json\r\n"
@@ -80,6 +82,7 @@ class Service:
         self._metrics = metrics
         self._shared = shared
         self._inline = scorer.is_steady
+        self._due: deque[tuple[Connection, Request]] = deque()
         self.pace = Pace()
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(6).encode()
@@ -154,10 +157,10 @@ class Service:
             self._serve_document(connection, request)
             return True
         if self._inline and self.pace.is_short(len(request.body)):
-            outcome = self._outcome(request.body)
-            self.pace.saw_in_loop(len(request.body), _clock() - request.started)
-            self._finish(connection, request, outcome)
-            return True
+            if not self._due:
+                asyncio.get_running_loop().call_soon(self._serve_due)
+            self._due.append((connection, request))
+            return False
         return self._serve_in_lane(connection, request)
 
     def refuse(self, connection: Connection, request: Request, error: RequestError) -> None:
@@ -197,6 +200,24 @@ class Service:
             body = self._documents[route]
         connection.answer(request, 200, fields, body)
         self._record(request, 200, 0, b"")
+
+    def _serve_due(self) -> None:
+        """Score the short requests that have come, then answer them. Taken one at a time, reading, model and answer
+        would push each other out of the processor's caches, and the model alone would take three times as long."""
+        served = []
+        before = started = _clock()
+        while self._due and before - started < INLINE_SECONDS:
+            connection, request = self._due.popleft()
+            outcome = self._outcome(request.body)
+            after = _clock()
+            self.pace.saw_in_loop(len(request.body), after - before)
+            before = after
+            served.append((connection, request, outcome))
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._serve_due)
+        for connection, request, outcome in served:
+            self._finish(connection, request, outcome)
+            connection.done()
 
     def _serve_in_lane(self, connection: Connection, request: Request) -> bool:
         assert self.lane is not None

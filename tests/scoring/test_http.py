@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import select
+import signal
 import time
 from typing import Any
 
@@ -150,6 +153,31 @@ def test_pipelined_requests_are_answered_in_order(shared_server: Server) -> None
         assert [400 if i == 7 else 200 for i in range(50)] == [answer.status for answer in answers]
         assert [float(i) for i in range(50) if i != 7] == [a.json["result"][0] for a in answers if a.status == 200]
         assert client.is_closed()
+
+
+def test_requests_that_come_together_get_each_its_own_answer(shared_server: Server) -> None:
+    """One by one from each of 50 connections, all there before a worker looks; some wrong, some gone again."""
+    workers = shared_server.worker_pids()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(shared_server.connect()) for _ in range(50)]
+        for client in clients:  # each is taken, and its worker knows it
+            assert 200 == client.request("GET", "/health/live").status
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        try:
+            for number, client in enumerate(clients):
+                value = '"x"' if number % 7 == 1 else str(number)
+                client.send(request("POST", "/score", f'{{"data": [[{value}, 0, 0]]}}'.encode()))
+            for client in clients[::10]:
+                client.close()
+        finally:
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
+        for number, client in enumerate(clients):
+            if number % 10:
+                answer = client.answer()
+                expected = (400, None) if number % 7 == 1 else (200, [float(number)])
+                assert expected == (answer.status, answer.json.get("result")), number
 
 
 def test_one_byte_at_a_time(shared_server: Server) -> None:
