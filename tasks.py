@@ -613,8 +613,9 @@ def parse_task(words: Sequence[str]) -> str:
     from invoke.exceptions import ParseError
     from invoke.parser import Parser
 
+    named = [context for context in ns.to_contexts() if context.name in words]  # the parser copies all it is given
     try:
-        called = Parser(contexts=ns.to_contexts()).parse_argv(list(words))
+        called = Parser(contexts=named).parse_argv(list(words))
     except ParseError as error:
         raise ValueError(f"is no valid call: {error}") from None
     if len(called) != 1:

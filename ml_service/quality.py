@@ -55,7 +55,7 @@ def lint(root: Path, console: Console, *, junit: str = "") -> None:
         "mypy": ["-m", "mypy", f"--cache-dir={_types_cache(root)}", *checked],
         "import-linter": ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
     }
-    first = "" if _types_cache(root).is_dir() else "; mypy takes a minute or two the first time"
+    first = "" if _types_cache(root).is_dir() else "; mypy reads all types the first time"
     console.line(f"{', '.join(tools)} run side by side{first}")
     with ThreadPoolExecutor() as pool:
         results = dict(zip(tools, pool.map(functools.partial(_checked, root), tools.values()), strict=True))

@@ -84,6 +84,7 @@ def check(folder: Path, settings_example: Path, parse_task: ParseTask) -> list[P
     """
     settings = frozenset(_NAMES.findall(settings_example.read_text(encoding="utf-8")))
     schema = official()
+    parse_once: ParseTask = functools.cache(parse_task)
     found: dict[Problem, None] = {}
     read_files: set[str] = set()
     for name in pipeline_files(folder):
@@ -95,7 +96,7 @@ def check(folder: Path, settings_example: Path, parse_task: ParseTask) -> list[P
             except PipelineError as error:
                 found[Problem(error.place, error.message)] = None
                 continue
-            problems = [*_Rules(pipeline, settings, parse_task).problems(), *_by_schema(schema, pipeline)]
+            problems = [*_Rules(pipeline, settings, parse_once).problems(), *_by_schema(schema, pipeline)]
             found.update(dict.fromkeys(problems))
     return sorted([*found, *_orphans(folder, read_files)], key=lambda problem: (problem.place.file, problem.place.line))
 
@@ -128,7 +129,7 @@ class _Rules:
     def __init__(self, pipeline: Pipeline, settings: Collection[str], parse_task: ParseTask) -> None:
         self._pipeline = pipeline
         self._settings = settings
-        self._parse_task = functools.cache(lambda *words: parse_task(words))
+        self._parse_task = parse_task
         self._variables = {name: place for name, place in _declared(pipeline.raw)}
         self._aliases = [str(one["pipeline"]) for one in pipeline.raw.get("resources", {}).get("pipelines", [])]
 
@@ -170,7 +171,7 @@ class _Rules:
         words = shlex.split(script)
         if not words or words[0] != "inv":
             raise ValueError("is no inv task")
-        return self._parse_task(*words[1:])
+        return self._parse_task(tuple(words[1:]))
 
     def _called(self, steps: Sequence[Step]) -> Iterator[tuple[str, Step]]:
         for step in steps:

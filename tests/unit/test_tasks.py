@@ -125,20 +125,25 @@ class Desk:
         return ["--artifact", str(self.root / name)]
 
 
+def sit_at(desk: Desk, patch: pytest.MonkeyPatch) -> None:
+    """From here on the tasks work in the desk's repository, on its fakes."""
+    home = desk.root.parent
+    for name in ("TF_BUILD", "CI", "MLFLOW_TRACKING_URI", "BUILD_BUILDID", "MLOPS_OUTPUTS"):
+        patch.delenv(name, raising=False)
+    patch.setenv("MLOPS_PROJECT", PROJECT)
+    patch.setenv("MLOPS_HOME", str(home / "home"))
+    patch.setattr(tasks, "ROOT", desk.root)
+    patch.setattr(tasks.Work, "platform", desk.platform)
+    patch.setattr(tasks.Work, "target", lambda work, name: desk.target)
+    patch.chdir(home)
+
+
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    """The tasks work on a repository of their own, on the fakes."""
-    root = make_repository(tmp_path / "repository")
+    """A repository of the test's own."""
     with FakeTarget() as target:
-        made = Desk(root, FakePlatform(tmp_path / "store"), target)
-        for name in ("TF_BUILD", "CI", "MLFLOW_TRACKING_URI", "BUILD_BUILDID", "MLOPS_OUTPUTS"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("MLOPS_PROJECT", PROJECT)
-        monkeypatch.setenv("MLOPS_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(tasks, "ROOT", root)
-        monkeypatch.setattr(tasks.Work, "platform", made.platform)
-        monkeypatch.setattr(tasks.Work, "target", lambda work, name: made.target)
-        monkeypatch.chdir(tmp_path)
+        made = Desk(make_repository(tmp_path / "repository"), FakePlatform(tmp_path / "store"), target)
+        sit_at(made, monkeypatch)
         yield made
 
 
@@ -251,39 +256,57 @@ def test_the_tasks_that_change_the_world_are_those_that_can_be_run_dry() -> None
     assert dry == set(CHANGES_THE_WORLD)
 
 
-def world(desk: Desk, tmp_path: Path) -> list[str]:
+def world(desk: Desk) -> list[str]:
     """Everything that a task could have changed."""
-    files = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))]
+    home = desk.root.parent
+    files = [path.relative_to(home).as_posix() for path in sorted(home.rglob("*"))]
     return [*files, repr(desk.target.status()), repr(desk.platform.champion("mean_regression"))]
 
 
+def make_version(desk: Desk, build: str, shift: float) -> None:
+    """Train and package the version of a build, in ``artifact-BUILD``."""
+    set_parameters(desk.root, shift=shift)
+    inv("publish", "--build-id", build)
+    inv("train", "--build-id", build)
+    inv("package-artifact", "--build-id", build, "--output", desk.artifact(f"artifact-{build}")[1])
+
+
+@pytest.fixture(scope="module")
+def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """Version 1 serves, version 2 is packaged; nothing is published for build 3. One for all, since dry runs change
+    nothing."""
+    home = tmp_path_factory.mktemp("deployed")
+    with FakeTarget() as target:
+        desk = Desk(make_repository(home / "repository"), FakePlatform(home / "store"), target)
+        with pytest.MonkeyPatch.context() as patch:
+            sit_at(desk, patch)
+            make_version(desk, "1", shift=1.0)
+            make_version(desk, "2", shift=0.0)
+            inv("deploy", "--target", "fake", *desk.artifact("artifact-1"))
+        yield desk
+
+
 @pytest.fixture
-def deployed(desk: Desk) -> Desk:
-    """Version 1 serves, version 2 is packaged; nothing is published for build 3."""
-    for build, shift in (("1", 1.0), ("2", 0.0)):
-        set_parameters(desk.root, shift=shift)
-        artifact = desk.artifact(f"artifact-{build}")
-        inv("publish", "--build-id", build)
-        inv("train", "--build-id", build)
-        inv("package-artifact", "--build-id", build, "--output", artifact[1])
-    inv("deploy", "--target", "fake", *desk.artifact("artifact-1"))
-    return desk
+def deployed(two_versions: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """The tasks work there."""
+    sit_at(two_versions, monkeypatch)
+    return two_versions
 
 
 @pytest.mark.parametrize("name", CHANGES_THE_WORLD)
 @pytest.mark.parametrize("how", ["--dry", "--dry-run"])
 def test_a_dry_run_changes_nothing(
-    deployed: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, how: str
+    deployed: Desk, capsys: pytest.CaptureFixture[str], name: str, how: str
 ) -> None:
     """Neither with Invoke's own option nor with ours; it says what would be done."""
     options = [*CHANGES_THE_WORLD[name], "--build-id", "2"]
     if name == "deploy":
         options += deployed.artifact("artifact-2")
-    before = world(deployed, tmp_path)
+    before = world(deployed)
     capsys.readouterr()
     assert inv(*(["--dry", name] if how == "--dry" else [name, "--dry-run"]), *options) == 0
     assert "a dry run: " in capsys.readouterr().out
-    assert world(deployed, tmp_path) == before
+    assert world(deployed) == before
 
 
 def test_a_dry_deploy_shows_the_plan(deployed: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,9 +468,17 @@ ns = Collection(*(stage(each.task, CODES.get(each.task, 0)) for each in STAGES))
 """
 
 
+@pytest.fixture
+def serving(desk: Desk) -> Desk:
+    """A version serves in a repository of the test's own."""
+    make_version(desk, "1", shift=0.0)
+    inv("deploy", "--target", "fake", *desk.artifact("artifact-1"))
+    return desk
+
+
 @pytest.mark.parametrize("codes, expected", [({}, 0), ({"train": 3}, 3)])
 def test_ci_runs_every_stage_and_ends_with_a_table(
-    deployed: Desk,
+    serving: Desk,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     codes: dict[str, int],
@@ -455,25 +486,25 @@ def test_ci_runs_every_stage_and_ends_with_a_table(
 ) -> None:
     """One build id for all of them; by hand the service stays, and how to stop it is told."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (deployed.root / "tasks.py").write_text(f"CODES = {codes!r}\n{CI_TASKS}")
+    (serving.root / "tasks.py").write_text(f"CODES = {codes!r}\n{CI_TASKS}")
     assert inv("ci", "--build-id", "7") == expected
     shown = capfd.readouterr().out
     assert "lint of build 7" in shown
     assert ("smoke of build 7" in shown) is not bool(codes)
     assert "what to look at" in shown
     assert "stop it: inv undeploy --target local" in shown
-    assert deployed.target.status() is not None
+    assert serving.target.status() is not None
 
 
 def test_ci_leaves_nothing_running_on_a_build_agent(
-    deployed: Desk, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    serving: Desk, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """CI=true undeploys at the end."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CI", "true")
-    (deployed.root / "tasks.py").write_text(f"CODES = {{}}\n{CI_TASKS}")
+    (serving.root / "tasks.py").write_text(f"CODES = {{}}\n{CI_TASKS}")
     assert inv("ci") == 0
-    assert deployed.target.status() is None
+    assert serving.target.status() is None
 
 
 class Interrupted(FakePlatform):
