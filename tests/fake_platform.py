@@ -51,7 +51,7 @@ class _Execution:
 
 
 def _unmeasured(env: Mapping[str, str]) -> dict[str, str]:
-    """Without coverage.py, which takes longer to start than a step of a test's project, and has nothing to see there."""
+    """Without coverage.py, which would take longer to start than the step takes, and sees nothing there."""
     return {name: value for name, value in env.items() if not name.startswith("COVERAGE_")}
 
 
