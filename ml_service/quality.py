@@ -131,8 +131,10 @@ def test(
         _run(["-m", "coverage", "erase"], root, console)
     folders = [f"tests/{name}" for name in suites]
     report = Path(junit).absolute() if junit else record.with_name("tests.xml")
-    # Many tests wait for processes; a file's tests stay together, since they share what is slow to make.
-    together = ["--numprocesses", str(max(2, os.cpu_count() or 1)), "--dist", "loadfile"]
+    # Slow tests wait for processes and services, so one more runs at a time than there are processors. A file's tests
+    # stay together, since they share what is slow to make.
+    at_a_time = max(2, os.cpu_count() or 1) + (0 if quick else 1)
+    together = ["--numprocesses", str(at_a_time), "--dist", "loadfile"]
     chosen = ["-m", _marks(suites, quick), "-o", f"cache_dir={_last_results()}", *(_ONLY_FAILED if failed else [])]
     arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *chosen, *folders, f"--junit-xml={report}"]
     code = _run(arguments, root, console)

@@ -34,7 +34,7 @@ SLOWDOWN = 1.5
 """How much the candidate's 95th percentile may exceed that of the serving version."""
 
 _SIGNIFICANT = 2.33
-"""Standard errors by which the candidate's error rate must exceed the other one: one-sided, 1 %."""
+"""Standard errors by which a share of the candidate's requests must exceed the other one: one-sided, 1 %."""
 
 _PORT = 8080
 _REQUESTS = re.compile(r'^scoring_requests_total\{route="score",status="(\d+)"\} (\S+)$', re.MULTILINE)
@@ -149,6 +149,11 @@ class Traffic:
             lower, below = bound, count
         return lower
 
+    def part_above(self, bound: float) -> float:
+        """The part of the requests that took longer than a bucket's bound."""
+        total = max(self.buckets.values(), default=0.0)
+        return 1 - self.buckets.get(bound, 0.0) / total if total else 0.0
+
 
 def parse(exposition: str) -> Traffic:
     """What one pod's /metrics says about scoring requests."""
@@ -165,16 +170,26 @@ def verdict(stable: Traffic, canary: Traffic, least: int) -> tuple[bool | None, 
     counted = f"{canary.requests:.0f} requests to the candidate, {stable.requests:.0f} to the serving version"
     if min(canary.requests, stable.requests) < least:
         return None, f"undecided: {counted}; {least} of each are needed"
-    both = (canary.failures + stable.failures) / (canary.requests + stable.requests)
-    error = math.sqrt(both * (1 - both) * (1 / canary.requests + 1 / stable.requests))
-    if error and (canary.failure_rate - stable.failure_rate) / error > _SIGNIFICANT:
+    sizes = stable.requests, canary.requests
+    if _significant(stable.failure_rate, canary.failure_rate, sizes):
         rates = f"{100 * canary.failure_rate:.2f} % against {100 * stable.failure_rate:.2f} %"
         return False, f"the candidate fails more often: {rates} ({counted})"
     slow, usual = canary.quantile(0.95), stable.quantile(0.95)
     times = f"95th percentile {1000 * slow:.2f} ms against {1000 * usual:.2f} ms"
-    if slow > SLOWDOWN * usual:
+    # A few requests that had to wait move a percentile a long way, and inside a bucket it is a guess: more of them must
+    # have taken longer than a bound that was really counted.
+    bound = max((one for one in canary.buckets if one <= slow), default=0.0)
+    if slow > SLOWDOWN * usual and _significant(stable.part_above(bound), canary.part_above(bound), sizes):
         return False, f"the candidate is slower: {times} ({counted})"
     return True, f"no worse: {times}, {canary.failures:.0f} against {stable.failures:.0f} failures ({counted})"
+
+
+def _significant(usual: float, seen: float, sizes: tuple[float, float]) -> bool:
+    """Whether the part ``seen`` of the second number of requests exceeds that of the first by more than chance does."""
+    first, second = sizes
+    both = (usual * first + seen * second) / (first + second)
+    error = math.sqrt(max(0.0, both * (1 - both)) * (1 / first + 1 / second))
+    return error > 0 and (seen - usual) / error > _SIGNIFICANT
 
 
 def baseline(cluster: Cluster, settings: Settings, key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ def connect(settings: Settings) -> Cluster:
     """
     try:
         from kubernetes import client, config
+        from urllib3.exceptions import InsecureRequestWarning
     except ImportError:
         raise ConfigurationError(
             "the package kubernetes is not installed",
@@ -70,6 +72,9 @@ def connect(settings: Settings) -> Cluster:
             next_step="run: az aks get-credentials, and set KUBECONFIG to the file",
         ) from None
     configuration.retries = 1
+    if not configuration.verify_ssl:
+        # urllib3 says it at every request; who asked for it in the file is told once.
+        warnings.filterwarnings("once", category=InsecureRequestWarning)
     return Cluster(client.ApiClient(configuration), namespace)
 
 

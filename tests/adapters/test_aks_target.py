@@ -267,7 +267,6 @@ def version_at_real(endpoint: Endpoint) -> str:
     return str(answer.json()["version"])
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_twenty_thousand_requests_and_none_is_lost(tmp_path: Path) -> None:
     """Rolling updates and a rollback of the real scoring server under load, with keep-alive and without."""

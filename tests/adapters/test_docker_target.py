@@ -341,7 +341,6 @@ def test_a_rollback_answers_within_a_minute(rig: DockerRig, release: MakeRelease
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_twenty_thousand_requests_and_none_is_lost(rig: DockerRig, release: MakeRelease) -> None:
     """With keep-alive and without, while versions change again and again and go back."""

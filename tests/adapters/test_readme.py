@@ -19,7 +19,7 @@ import requests
 from tests.containers import ROOT, cluster_or_skip, engine_or_skip, registry_or_skip, removing_images
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.soak, pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.timeout(1200)]
 
 NEEDED = ("ml_service", "diabetes_regression", "scoring", "data", "requirements", "tasks.py")
 
