@@ -219,8 +219,8 @@ class Connection(asyncio.Protocol):
             request.keep_alive = False
         if error is not None:
             self._refuse_body(request, error)
-        elif request.headers.get(b"expect", b"").lower() == b"100-continue":
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif b"expect" in request.headers and self._busy is None and not self._waiting:
+            self._welcome(request)
 
     def on_body(self, part: bytes) -> None:
         """A part of the body."""
@@ -334,6 +334,11 @@ class Connection(asyncio.Protocol):
         if not self._closing:
             self._idle()
 
+    def _welcome(self, request: Request) -> None:
+        """Ask for the body of whoever waits to be asked; once, and after the answers that are due."""
+        if request.headers.pop(b"expect", b"").lower() == b"100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     def _idle(self) -> None:
         if self._blocked:
             self.deadline = self._handler.now + self._handler.read_timeout
@@ -345,13 +350,15 @@ class Connection(asyncio.Protocol):
         """Serve what has waited, then read on."""
         while self._waiting and self._busy is None and not self._blocked and not self._closing:
             self._serve(self._waiting.popleft())
-        if self._closing or self._busy is not None or self._waiting or self._blocked:
+        if not self._alive or self._closing or self._busy is not None or self._waiting or self._blocked:
             return
         if self._ended:
-            self._transport.close()
-        elif self._alive:
-            self._idle()
-            self._transport.resume_reading()
+            self._close_softly()
+            return
+        self._idle()
+        self._transport.resume_reading()
+        if self._request is not None and self._head_done and self._request.refusal is None:
+            self._welcome(self._request)
 
     def _head_error(self, request: Request, version: str) -> RequestError | None:
         limit = self._handler.max_header
@@ -399,10 +406,10 @@ class Connection(asyncio.Protocol):
         self._held = 0
 
     def _no_more(self) -> None:
-        if self._busy is not None:
-            self._busy.keep_alive = False
-        elif self._waiting:
+        if self._waiting:
             self._waiting[-1].keep_alive = False
+        elif self._busy is not None:
+            self._busy.keep_alive = False
         else:
             self._close_softly()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 INLINE_SECONDS = 0.002
-"""Requests expected to take less are answered in the event loop: a thread would cost them more than it saves others."""
+"""Requests expected to take less are answered in the event loop: a thread would cost them more than it saves others.
+The loop looks at its sockets again after as long."""
 
 _LEAST_BYTES = 512
 """Smaller bodies cost as much as this one."""

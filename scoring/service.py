@@ -151,7 +151,7 @@ class Service:
         return None
 
     def serve(self, connection: Connection, request: Request) -> bool:
-        """Answer an admitted request; False when a thread does it."""
+        """Answer an admitted request; False when the answer comes later."""
         request.started = _clock()
         if request.route != "score":
             self._serve_document(connection, request)
@@ -160,6 +160,7 @@ class Service:
             if not self._due:
                 asyncio.get_running_loop().call_soon(self._serve_due)
             self._due.append((connection, request))
+            self.held += len(request.body)
             return False
         return self._serve_in_lane(connection, request)
 
@@ -203,21 +204,35 @@ class Service:
 
     def _serve_due(self) -> None:
         """Score the short requests that have come, then answer them. Taken one at a time, reading, model and answer
-        would push each other out of the processor's caches, and the model alone would take three times as long."""
+        would push each other out of the processor's caches, and the model alone would take twice as long."""
+        loop = asyncio.get_running_loop()
         served = []
         before = started = _clock()
-        while self._due and before - started < INLINE_SECONDS:
-            connection, request = self._due.popleft()
-            outcome = self._outcome(request.body)
-            after = _clock()
-            self.pace.saw_in_loop(len(request.body), after - before)
-            before = after
-            served.append((connection, request, outcome))
-        if self._due:
-            asyncio.get_running_loop().call_soon(self._serve_due)
-        for connection, request, outcome in served:
-            self._finish(connection, request, outcome)
-            connection.done()
+        try:
+            while self._due and before - started < INLINE_SECONDS:
+                connection, request = self._due.popleft()
+                self.held -= len(request.body)
+                if not connection.is_alive:
+                    continue
+                if not self.pace.is_short(len(request.body)):  # learnt since it came
+                    if self._serve_in_lane(connection, request):
+                        connection.done()
+                    continue
+                outcome = self._outcome(request.body)
+                after = _clock()
+                self.pace.saw_in_loop(len(request.body), after - before)
+                before = after
+                served.append((connection, request, outcome))
+        finally:
+            if self._due:
+                loop.call_soon(self._serve_due)
+            for connection, request, outcome in served:
+                try:
+                    self._finish(connection, request, outcome)
+                    connection.done()
+                except Exception as error:  # it costs its own connection, not the others of this turn
+                    connection.abort()
+                    loop.call_exception_handler({"message": "an answer could not be given", "exception": error})
 
     def _serve_in_lane(self, connection: Connection, request: Request) -> bool:
         assert self.lane is not None

@@ -184,3 +184,51 @@ def test_an_answer_that_was_not_taken_in_is_counted(
     connection.data_received(request("POST", "/score", b"1", {"Connection": "close"}))
     connection.check(handler.now + handler.read_timeout)
     assert ("cut", 1) == (transport.ended, handler.cut)
+
+
+def test_what_was_pipelined_before_an_unreadable_request_is_answered(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """Two requests and a CONNECT in one read: all three get an answer, then the connection ends."""
+    handler.is_slow = True
+    good = request("POST", "/score", b"1")
+    connection.data_received(good + good + b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer_later(connection, handler)
+    assert 3 == transport.written.count(b"HTTP/1.1 200")
+    assert "softly" == transport.ended
+
+
+def test_a_body_is_asked_for_after_the_answers_that_are_due(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """A client that waits for ``100 Continue`` behind another request must not take it for an answer to that one."""
+    handler.is_slow = True
+    whole = request("POST", "/score", b"2", {"Expect": "100-continue"})
+    connection.data_received(request("POST", "/score", b"1") + whole[:-1])
+    assert b"" == transport.written
+    answer_later(connection, handler)
+    assert transport.written.startswith(b"HTTP/1.1 200") and transport.written.endswith(b"100 Continue\r\n\r\n")
+    connection.data_received(whole[-1:])
+    answer_later(connection, handler)
+    assert 1 == transport.written.count(b"100 Continue") and transport.written.endswith(b"2")
+
+
+def test_a_client_that_has_ended_its_side_and_reads_nothing_is_cut_off(
+    connection: Connection, handler: Handler, transport: Transport
+) -> None:
+    """Its last answer stays in the buffer: it has as long for it as any."""
+    handler.is_slow = True
+    connection.data_received(request("POST", "/score", b"1"))
+    assert connection.eof_received()
+    transport.unsent = 100
+    answer_later(connection, handler)
+    connection.check(handler.now + handler.read_timeout + 1)
+    assert ("cut", 1) == (transport.ended, handler.cut)
+
+
+def answer_later(connection: Connection, handler: Handler) -> None:
+    """Answer all that was kept, also what comes to the handler by that."""
+    while handler.later:
+        kept = handler.later.pop(0)
+        connection.answer(kept, 200, b"", kept.body)
+        connection.done()

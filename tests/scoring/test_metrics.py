@@ -69,5 +69,7 @@ def test_every_status_and_code_that_is_raised_can_be_counted() -> None:
         for status, code in re.findall(r'RequestError\(\s*(\d{3}), "([a-z0-9_]+)"', path.read_text())
     ]
     assert set() == {code for _, code in raised} - set(CODES)
+    guide = (SCORING.parent / "docs" / "scoring.md").read_text()
+    assert [] == [code for code in CODES if f"`{code}`" not in guide]
     assert set() == {status for status, _ in raised} - set(STATUSES)
     assert len(raised) > 20
