@@ -31,10 +31,10 @@ _NEAR_ENOUGH = 2.0
 """Points of difference for which no further pod is spent."""
 
 SLOWDOWN = 1.5
-"""How much the candidate's 95th percentile may exceed that of the serving version."""
+"""How much the candidate's 95th percentile may exceed that of the serving version; more has to be no chance, too."""
 
-_SIGNIFICANT = 2.33
-"""Standard errors by which a share of the candidate's requests must exceed the other one: one-sided, 1 %."""
+_CHANCE = 0.01
+"""A difference that equal versions would show less often than this is no chance."""
 
 _PORT = 8080
 _REQUESTS = re.compile(r'^scoring_requests_total\{route="score",status="(\d+)"\} (\S+)$', re.MULTILINE)
@@ -108,7 +108,8 @@ def _check(percent: int) -> None:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What pods counted: requests, failures (5xx), and the latency histogram (cumulative counts by upper bound, s)."""
+    """What pods counted: requests but for clients' mistakes (4xx), failures (5xx) among them, and the latency histogram
+    (cumulative counts by upper bound, s), which holds what was scored."""
 
     requests: float = 0
     failures: float = 0
@@ -118,10 +119,9 @@ class Traffic:
         return self._combined(other, 1)
 
     def __sub__(self, other: Traffic) -> Traffic:
-        """Never below zero: a pod that was started again counts from the beginning."""
+        """What was counted since ``other``; all of it, when the pod was started again and counts from the beginning."""
         found = self._combined(other, -1)
-        buckets = {bound: max(0.0, count) for bound, count in found.buckets.items()}
-        return Traffic(max(0.0, found.requests), max(0.0, found.failures), buckets)
+        return self if min(found.requests, found.failures, *found.buckets.values()) < 0 else found
 
     def _combined(self, other: Traffic, sign: int) -> Traffic:
         buckets = Counter(self.buckets)
@@ -132,13 +132,13 @@ class Traffic:
         )
 
     @property
-    def failure_rate(self) -> float:
-        """Failures a request."""
-        return self.failures / self.requests if self.requests else 0.0
+    def timed(self) -> float:
+        """Requests in the histogram."""
+        return max(self.buckets.values(), default=0.0)
 
     def quantile(self, q: float) -> float:
         """An estimate of the latency's quantile, in seconds, linear inside a bucket."""
-        total = max(self.buckets.values(), default=0.0)
+        total = self.timed
         lower, below = 0.0, 0.0
         for bound, count in self.buckets.items():
             if total and count >= q * total:
@@ -149,17 +149,16 @@ class Traffic:
             lower, below = bound, count
         return lower
 
-    def part_above(self, bound: float) -> float:
-        """The part of the requests that took longer than a bucket's bound."""
-        total = max(self.buckets.values(), default=0.0)
-        return 1 - self.buckets.get(bound, 0.0) / total if total else 0.0
+    def slower_than(self, bound: float) -> float:
+        """How many requests took longer than a bucket's bound."""
+        return self.timed - self.buckets.get(bound, 0.0)
 
 
 def parse(exposition: str) -> Traffic:
     """What one pod's /metrics says about scoring requests."""
     by_status = [(int(status), float(count)) for status, count in _REQUESTS.findall(exposition)]
     return Traffic(
-        requests=sum(count for _, count in by_status),
+        requests=sum(count for status, count in by_status if not 400 <= status < 500),
         failures=sum(count for status, count in by_status if status >= 500),
         buckets={float(bound.replace("+Inf", "inf")): float(count) for bound, count in _BUCKET.findall(exposition)},
     )
@@ -168,28 +167,38 @@ def parse(exposition: str) -> Traffic:
 def verdict(stable: Traffic, canary: Traffic, least: int) -> tuple[bool | None, str]:
     """Whether the candidate may take over (None: undecided), and why."""
     counted = f"{canary.requests:.0f} requests to the candidate, {stable.requests:.0f} to the serving version"
+    undecided = f"undecided: {counted}; {least} of each are needed"
     if min(canary.requests, stable.requests) < least:
-        return None, f"undecided: {counted}; {least} of each are needed"
-    sizes = stable.requests, canary.requests
-    if _significant(stable.failure_rate, canary.failure_rate, sizes):
-        rates = f"{100 * canary.failure_rate:.2f} % against {100 * stable.failure_rate:.2f} %"
-        return False, f"the candidate fails more often: {rates} ({counted})"
+        return None, undecided
+    failed = f"{canary.failures:.0f} against {stable.failures:.0f} failures"
+    if _chance(stable.failures, stable.requests, canary.failures, canary.requests) < _CHANCE:
+        return False, f"the candidate fails more often: {failed} ({counted})"
+    if min(canary.timed, stable.timed) < least:
+        return None, undecided
     slow, usual = canary.quantile(0.95), stable.quantile(0.95)
     times = f"95th percentile {1000 * slow:.2f} ms against {1000 * usual:.2f} ms"
+    if slow <= SLOWDOWN * usual:
+        return True, f"no worse: {times}, {failed} ({counted})"
     # A few requests that had to wait move a percentile a long way, and inside a bucket it is a guess: more of them must
-    # have taken longer than a bound that was really counted.
-    bound = max((one for one in canary.buckets if one <= slow), default=0.0)
-    if slow > SLOWDOWN * usual and _significant(stable.part_above(bound), canary.part_above(bound), sizes):
+    # have taken longer than a bound at which both versions count.
+    bound = max((one for one in canary.buckets.keys() & stable.buckets.keys() if one <= slow), default=0.0)
+    if _chance(stable.slower_than(bound), stable.timed, canary.slower_than(bound), canary.timed) < _CHANCE:
         return False, f"the candidate is slower: {times} ({counted})"
-    return True, f"no worse: {times}, {canary.failures:.0f} against {stable.failures:.0f} failures ({counted})"
+    return True, f"slower by no more than chance may do: {times}, {failed} ({counted})"
 
 
-def _significant(usual: float, seen: float, sizes: tuple[float, float]) -> bool:
-    """Whether the part ``seen`` of the second number of requests exceeds that of the first by more than chance does."""
-    first, second = sizes
-    both = (usual * first + seen * second) / (first + second)
-    error = math.sqrt(max(0.0, both * (1 - both)) * (1 / first + 1 / second))
-    return error > 0 and (seen - usual) / error > _SIGNIFICANT
+def _chance(usual: float, of_usual: float, seen: float, of_seen: float) -> float:
+    """How likely it is that ``seen`` or more of the second number of requests are hit when ``usual`` of the first are,
+    were both alike: Fisher's exact test, one-sided."""
+    first, second, hits = round(of_usual), round(of_seen), round(usual) + round(seen)
+    whole = _log_ways(first + second, hits)
+    possible = range(max(round(seen), hits - first), min(second, hits) + 1)
+    return sum(math.exp(_log_ways(second, k) + _log_ways(first, hits - k) - whole) for k in possible)
+
+
+def _log_ways(size: int, some: int) -> float:
+    """The logarithm of how many ways there are to choose ``some``."""
+    return math.lgamma(size + 1) - math.lgamma(some + 1) - math.lgamma(size - some + 1)
 
 
 def baseline(cluster: Cluster, settings: Settings, key: str) -> str:

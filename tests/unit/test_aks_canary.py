@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from scipy.stats import fisher_exact
 
 from ml_service.config import AksSettings
 from ml_service.errors import UsageError
-from ml_service.targets.aks_canary import Share, Traffic, parse, share, verdict
+from ml_service.targets.aks_canary import Share, Traffic, _chance, parse, share, verdict
 
 EXPOSITION = """
 # HELP scoring_requests_total Requests answered, by route and status.
@@ -69,7 +72,7 @@ def test_one_pod_leaves_no_room_for_a_canary() -> None:
 def test_metrics_are_read_as_prometheus_writes_them() -> None:
     """Scoring requests only; 5xx are failures, a client's mistakes are not."""
     found = parse(EXPOSITION)
-    assert (found.requests, found.failures) == (100, 4)
+    assert (found.requests, found.failures) == (94, 4)
     assert found.buckets == {0.001: 50, 0.01: 90, float("inf"): 100}
 
 
@@ -87,10 +90,9 @@ def test_what_was_counted_before_is_taken_away() -> None:
     assert (found.requests, found.failures, found.buckets[0.01]) == (200, 20, 200)
 
 
-def test_a_pod_that_was_started_again_takes_nothing_from_the_others() -> None:
-    """It counts from the beginning, so less than before is nothing, not less than nothing."""
-    found = traffic(20) - traffic(100, 10)
-    assert (found.requests, found.failures, found.buckets[0.01]) == (0, 0, 0)
+def test_a_pod_that_was_started_again_counts_from_the_beginning() -> None:
+    """Less than before: all that it has counted came since."""
+    assert traffic(20) - traffic(100, 10) == traffic(20)
 
 
 def test_too_few_requests_are_undecided() -> None:
@@ -108,12 +110,34 @@ def test_more_failures_are_refused() -> None:
     """More than chance explains."""
     accepted, why = verdict(traffic(9000, 9), traffic(1000, 20), 500)
     assert accepted is False
-    assert "fails more often: 2.00 % against 0.10 %" in why
+    assert "fails more often: 20 against 9 failures" in why
 
 
 def test_chance_is_not_held_against_a_candidate() -> None:
-    """Two failures of 1,000 against one in 1,000 say nothing."""
+    """Two failures of 1,000 against one in 1,000 say nothing; nor does the one failure of a canary with a tenth."""
     assert verdict(traffic(9000, 9), traffic(1000, 2), 500)[0] is True
+    assert verdict(traffic(4500, 0), traffic(500, 1), 500)[0] is True
+
+
+@pytest.mark.parametrize("counts", [(0, 4500, 1, 500), (1, 4500, 2, 500), (5, 530, 4, 74), (0, 5, 5, 5), (7, 7, 3, 3)])
+def test_chance_is_what_statisticians_say_it_is(counts: tuple[int, int, int, int]) -> None:
+    """Fisher's exact test."""
+    usual, first, seen, second = counts
+    expected = fisher_exact([[seen, second - seen], [usual, first - usual]], alternative="greater").pvalue
+    assert _chance(*counts) == pytest.approx(expected)
+
+
+def test_who_has_scored_nothing_is_undecided() -> None:
+    """What is refused for its head alone, such as a request without a key, is neither counted nor timed."""
+    unused = Traffic(0, 0, {0.001: 0, 0.01: 0, float("inf"): 0})
+    assert verdict(traffic(9000), unused, 500)[0] is None
+    assert verdict(traffic(9000), replace(unused, requests=600), 500)[0] is None
+
+
+def test_versions_that_count_at_other_bounds_are_compared_where_both_do() -> None:
+    """The scoring code, and with it the buckets, comes with the version."""
+    other = Traffic(1000, 0, {0.002: 100, 0.01: 500, 0.02: 1000, float("inf"): 1000})
+    assert verdict(traffic(9000), other, 500)[0] is False
 
 
 def test_a_slower_candidate_is_refused() -> None:
