@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+INSTALL = "run: python3.11 requirements/sync.py .venv-all requirements/all.txt, then use .venv-all/bin/inv"
+"""The next step where the library of an adapter is missing: an environment with all of them."""
+
 
 class MlopsError(Exception):
     """Something that the person running a task can act on.

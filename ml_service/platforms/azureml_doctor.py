@@ -9,9 +9,9 @@ from typing import Any
 
 from ml_service.azure_devops import harmless
 from ml_service.config import Settings
-from ml_service.errors import MlopsError, UnavailableError
+from ml_service.errors import INSTALL, MlopsError, UnavailableError
 from ml_service.platforms.azureml_pipeline import refuse_failed
-from ml_service.platforms.azureml_sdk import INSTALL, attempt, connect, import_sdk, require
+from ml_service.platforms.azureml_sdk import attempt, connect, import_sdk, require
 from ml_service.ports import Finding
 
 # Source: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules

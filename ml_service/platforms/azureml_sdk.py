@@ -18,9 +18,7 @@ from typing import Any, TextIO, TypeVar
 
 from ml_service.azure_devops import harmless
 from ml_service.config import AzureSettings, Settings
-from ml_service.errors import ConfigurationError, MlopsError, UnavailableError
-
-INSTALL = "run: python3.11 requirements/sync.py .venv-azureml requirements/all.txt, then use .venv-azureml/bin/inv"
+from ml_service.errors import INSTALL, ConfigurationError, MlopsError, UnavailableError
 
 # Read by the SDK when it is imported. Its own default waits 32 s after one 429.
 _PATIENCE = {"AZUREML_DEFAULT_BACKOFF": "4", "AZUREML_DEFAULT_RETRIES": "3", "AZUREML_DEFAULT_503_BACKOFF": "2"}

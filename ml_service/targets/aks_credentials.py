@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml_service.config import Settings
-from ml_service.errors import ConfigurationError, UnavailableError
-from ml_service.targets.azure_errors import INSTALL
+from ml_service.errors import INSTALL, ConfigurationError, UnavailableError
 from ml_service.targets.cluster import Cluster
 
 MANAGEMENT = "https://management.azure.com"
@@ -53,7 +52,7 @@ def connect(settings: Settings) -> Cluster:
         raise ConfigurationError(
             "the package kubernetes is not installed",
             where="kubernetes",
-            next_step="install it: python requirements/sync.py .venv requirements/all.txt",
+            next_step=INSTALL,
         ) from None
     namespace, kubeconfig = settings.aks.namespace, settings.env.get("KUBECONFIG", "")
     configuration = client.Configuration()

@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from ml_service.config import Settings
-from ml_service.errors import ConfigurationError, MlopsError, UnavailableError
+from ml_service.errors import INSTALL, ConfigurationError, MlopsError, UnavailableError
 
 RETRIES: Mapping[str, Any] = {"retry_total": 4, "retry_status": 4, "retry_backoff_max": 8, "timeout": 90}
 """Of one call, in the SDK's words: 429, 5xx and dropped connections are tried again, for 90 seconds at most."""
-
-INSTALL = "install the Azure libraries: python requirements/sync.py .venv requirements/all.txt"
 
 _NEXT_STEPS: Mapping[str, str] = {
     "401": "sign in again: az login, or check SP_APP_ID, SP_APP_SECRET and TENANT_ID",

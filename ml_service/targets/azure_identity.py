@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ml_service.config import Settings
-from ml_service.errors import ConfigurationError
-from ml_service.targets.azure_errors import INSTALL, translated
+from ml_service.errors import INSTALL, ConfigurationError
+from ml_service.targets.azure_errors import translated
 
 
 def credential(settings: Settings) -> Any:

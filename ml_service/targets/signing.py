@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ml_service.config import Settings
-from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError
+from ml_service.errors import INSTALL, ConfigurationError, IntegrityError, UnavailableError
 from ml_service.package import sha256_of, write_json
 from ml_service.ports import Release
-from ml_service.targets.azure_errors import INSTALL
 
 SIGNATURE = "signature.json"
 

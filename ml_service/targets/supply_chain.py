@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_service.errors import INSTALL
 from ml_service.package import write_json
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 SBOM = "sbom.cdx.json"
 VULNERABILITIES = "vulnerabilities.json"
-
-_INSTALL = "not installed; python requirements/sync.py .venv requirements/all.txt installs it"
 
 _LIST = """
 import importlib.metadata as m, json, re
@@ -40,7 +39,7 @@ print(json.dumps({'python': python, 'deb': deb}))
 def write_sbom(client: DockerClient, image: Mapping[str, Any], artifact: Path) -> str:
     """Write ``artifact/sbom.cdx.json``; returns a line about it."""
     if find_spec("cyclonedx") is None:
-        return f"no SBOM: cyclonedx-bom is {_INSTALL}"
+        return f"no SBOM: cyclonedx-bom is not installed; {INSTALL}"
     said = client.containers.run(
         image["image_id"], ["python", "-c", _LIST], remove=True, network_mode="none", read_only=True
     )
@@ -93,7 +92,7 @@ def write_vulnerabilities(locks: Sequence[Path], artifact: Path, environment: Ma
 
 def _audited(locks: Sequence[Path], environment: Mapping[str, str]) -> dict[str, Any]:
     if find_spec("pip_audit") is None:
-        return _not_checked(f"pip-audit is {_INSTALL}")
+        return _not_checked(f"pip-audit is not installed; {INSTALL}")
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "audit.json"
         command = [sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip"]

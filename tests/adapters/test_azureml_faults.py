@@ -338,7 +338,7 @@ def test_without_the_sdk_the_install_line_is_said(rig: AzureMlRig, monkeypatch: 
     monkeypatch.setitem(sys.modules, "azureml.core", None)
     with pytest.raises(ConfigurationError, match="azureml-sdk is not installed") as raised:
         rig.open().champion("m")
-    assert "python3.11 requirements/sync.py .venv-azureml" in raised.value.next_step
+    assert "python3.11 requirements/sync.py .venv-all" in raised.value.next_step
 
 
 def _command(path: Path, output: str) -> None:
