@@ -13,7 +13,7 @@ import pytest
 
 from tests.architecture.sources import ROOT, imported_packages
 
-SDKS = {"azure", "azureml", "docker", "kubernetes", "mlflow", "model_signing"}
+SDKS = {"azure", "azureml", "docker", "kubernetes", "mlflow"}
 OURS = {"benchmarks", "diabetes_regression", "emulators", "ml_service", "noxfile", "scoring", "tasks", "tests"}
 HEAVY = SDKS | {"matplotlib", "numpy", "onnx", "onnxruntime", "pandas", "pandera", "scipy", "sklearn", "skl2onnx"}
 
