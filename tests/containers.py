@@ -6,8 +6,9 @@ import io
 import os
 import shutil
 import tarfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,14 @@ def registry_or_skip() -> str:
     except requests.RequestException as error:
         _without("docker", f"no image registry answers at {REGISTRY}: {error}")
     return REGISTRY
+
+
+def wait_until(true: Callable[[], bool], timeout: float = 60) -> None:
+    """Until it is true, within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -166,13 +166,14 @@ class _Images:
         if image is not None:
             self._progress(f"this engine has an image of package {found.package_sha256[:12]}: {image.short_id}")
             return image
-        image = self._pull(tag) if push else None
+        image = self._pull(tag, push) if self._settings.image.registry else None
         if image is not None and image.labels.get(PACKAGE_LABEL) == found.package_sha256:
             self._progress(f"the registry has an image of package {found.package_sha256[:12]}: {image.short_id}")
             return image
         return None
 
-    def _pull(self, tag: str) -> Any | None:
+    def _pull(self, tag: str, push: bool) -> Any | None:
+        """The registry's image of that tag; where it need not be reached, its refusal is told and the build goes on."""
         import docker
 
         try:
@@ -180,7 +181,11 @@ class _Images:
         except (docker.errors.NotFound, docker.errors.ImageNotFound):
             return None
         except docker.errors.APIError as error:
-            raise _registry_refused(self._repository, str(error.explanation or error)) from None
+            why = str(error.explanation or error)
+            if push:
+                raise _registry_refused(self._repository, why) from None
+            self._progress(f"the registry was not asked for it: {why}")
+            return None
 
     def _build(self, found: Artifact, tag: str) -> None:
         image = self._settings.image

@@ -18,7 +18,15 @@ import requests
 from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Release
 from ml_service.targets.docker import DockerTarget
-from tests.containers import ROOT, DockerRig, push_image, registry_or_skip, removing_images, settings_for
+from tests.containers import (
+    ROOT,
+    DockerRig,
+    push_image,
+    registry_or_skip,
+    removing_images,
+    settings_for,
+    wait_until,
+)
 from tests.ports import free_port
 from tests.deployments import MakeRelease, deploy, releases, version_at
 from tests.fakes import EXAMPLES, make_release
@@ -39,13 +47,6 @@ def rig(tmp_path: Path) -> Iterator[DockerRig]:
 @pytest.fixture
 def release(tmp_path: Path, rig: DockerRig) -> MakeRelease:
     return releases(rig, tmp_path)
-
-
-def wait_until(true: Callable[[], bool], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
 
 
 def test_a_version_runs_without_rights(rig: DockerRig, release: MakeRelease) -> None:

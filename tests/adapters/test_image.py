@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import socket
+import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 
 from ml_service import package
 from ml_service.config import Settings
@@ -31,7 +34,9 @@ from tests.containers import (
     remove_image,
     removing_images,
     settings_for,
+    wait_until,
 )
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -141,10 +146,12 @@ def test_a_pushed_image_is_known_by_digest_and_found_in_the_registry(
         assert first["repository"] == repository
         assert client.images.get_registry_data(f"{repository}@{first['digest']}").id == first["digest"]
         remove_image(client, client.images.get(first["image_id"]))
-        console, printed = printing()
-        build(settings, console, artifact=artifact, push=True)
-        assert "the registry has an image of package" in printed.getvalue()
-        assert json.loads((artifact / "image.json").read_bytes())["digest"] == first["digest"]
+        for push in (True, False):
+            console, printed = printing()
+            build(settings, console, artifact=artifact, push=push)
+            assert "the registry has an image of package" in printed.getvalue()
+            assert json.loads((artifact / "image.json").read_bytes())["digest"] == first["digest"]
+            remove_image(client, client.images.get(first["image_id"]))
 
 
 @pytest.mark.docker
@@ -197,6 +204,48 @@ def test_a_registry_that_refuses_says_so(client: DockerClient, tmp_path: Path, s
     with removing_images(client, registry.repository(settings)), pytest.raises(UnavailableError, match="registry"):
         built(settings, artifact, push=True)
     assert not (artifact / "image.json").exists()
+
+
+@pytest.fixture
+def closed_registry(tmp_path: Path) -> Iterator[str]:
+    """A registry of its own that wants everybody to sign in."""
+    program = shutil.which("docker-registry")
+    if program is None:
+        pytest.skip("the program docker-registry is not installed")
+    address, config = f"127.0.0.1:{free_port()}", tmp_path / "registry.yml"
+    realm = {"silly": {"realm": "https://registry.example.com/token", "service": "registry"}}
+    storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
+    config.write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": address}, "auth": realm}))
+    with subprocess.Popen([program, "serve", str(config)], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: _asks_to_sign_in(address))
+            yield address
+        finally:
+            process.kill()
+
+
+def _asks_to_sign_in(address: str) -> bool:
+    try:
+        return requests.get(f"http://{address}/v2/", timeout=5).status_code == 401
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.mark.docker
+def test_a_registry_that_wants_a_login_says_so(
+    client: DockerClient, tmp_path: Path, salt: str, closed_registry: str
+) -> None:
+    """Exit code 5 with what to do, and image.json is not written; without --push the image is built all the same."""
+    settings = settings_for(tmp_path / "home", IMAGE_REGISTRY=closed_registry)
+    artifact = make_artifact(tmp_path, salt=salt)
+    with removing_images(client, registry.repository(settings)):
+        with pytest.raises(UnavailableError, match="(?s)registry refused.*docker login"):
+            built(settings, artifact, push=True)
+        assert not (artifact / "image.json").exists()
+        console, printed = printing()
+        build(settings, console, artifact=artifact, push=False)
+        assert "the registry was not asked for it" in printed.getvalue()
+        assert (artifact / "image.json").exists()
 
 
 def test_without_an_engine_it_is_skipped(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ml_service import package
-from ml_service.errors import ConfigurationError, IntegrityError
+from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError
 from ml_service.ports import Release
 from ml_service.targets import registry, signing, supply_chain
 from ml_service.targets.docker import DockerTarget
-from ml_service.targets.image import build
+from ml_service.targets.image import build, tag_of
+from tests.azure_rig import shared_emulator
 from tests.containers import (
     ROOT,
     engine_or_skip,
@@ -142,6 +143,25 @@ def test_a_tag_that_moved_after_signing_is_refused(tmp_path: Path, keys: dict[st
         signing.check(settings, replace(release, image_digest="sha256:" + "2" * 64))
 
 
+def test_the_key_may_be_a_secret_of_a_key_vault(
+    tmp_path: Path, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read through Azure's SDK from the emulated vault; a secret that is not there is told with the role to give."""
+    pytest.importorskip("azure.keyvault.secrets")
+    emulator = shared_emulator()
+    for name, value in emulator.redirection().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    pem = Path(keys["IMAGE_SIGNING_KEY"]).read_text()
+    emulator.arm.secrets["emulated.vault.azure.net", "signing"] = [("1", pem)]
+    named = {**emulator.settings(), **keys, "IMAGE_SIGNING_KEY": "azurekeyvault://emulated/signing"}
+    settings, _, release = signed(tmp_path, named)
+    signing.check(settings, release)
+    absent = settings_for(tmp_path / "home", **{**named, "IMAGE_SIGNING_KEY": "azurekeyvault://emulated/no-such"})
+    with pytest.raises(UnavailableError, match="(?s)does not give the secret.*Key Vault Secrets User"):
+        signing.sign(absent, tmp_path / "made" / "artifact", {**IMAGE, "package_sha256": release.package_sha256})
+
+
 def test_another_key_is_refused(tmp_path: Path, keys: dict[str, str]) -> None:
     """Signed, but not by the key that is trusted here."""
     _, _, release = signed(tmp_path, keys)
@@ -209,6 +229,34 @@ def test_a_push_leaves_sbom_report_and_signature(client: DockerClient, tmp_path:
     assert {"pkg:pypi/onnxruntime", "pkg:pypi/numpy", "pkg:deb/debian/libc6"} <= purls
     report = json.loads((artifact / "vulnerabilities.json").read_bytes())
     assert report["checked"] == (report["reason"] == "")
+
+
+@pytest.mark.docker
+def test_a_tag_that_moves_in_the_registry_moves_no_deployment(
+    client: DockerClient, tmp_path: Path, keys: dict[str, str]
+) -> None:
+    """Somebody pushes another image under the tag: what was signed is still deployed, what the tag names now is not."""
+    settings = settings_for(tmp_path / "home", IMAGE_REGISTRY=registry_or_skip(), **keys)
+    repository = registry.repository(settings)
+    first, second = (make_artifact(tmp_path / name, salt=uuid.uuid4().hex) for name in ("first", "second"))
+    with removing_images(client, repository):
+        for artifact in (first, second):
+            build(settings, printing()[0], artifact=artifact, push=True)
+        record, other = (json.loads((artifact / "image.json").read_bytes()) for artifact in (first, second))
+        tag = tag_of(package.read_artifact(first))
+        client.images.get(other["image_id"]).tag(repository, tag)
+        client.images.push(repository, tag=tag)
+        moved = client.images.get_registry_data(f"{repository}:{tag}").id
+        assert (moved, record["digest"]) == (other["digest"], registry_digest(client, repository, record["digest"]))
+        release = replace(release_of(first), image=repository, image_digest=record["digest"])
+        signing.check(settings, release)
+        with pytest.raises(IntegrityError, match="digest changed after signing"):
+            DockerTarget(settings).plan(replace(release, image_digest=moved))
+
+
+def registry_digest(client: DockerClient, repository: str, digest: str) -> str:
+    """The digest of what the registry gives for ``digest``."""
+    return str(client.images.get_registry_data(f"{repository}@{digest}").id)
 
 
 def test_the_lock_of_a_script_model_is_asked_about_too(tmp_path: Path) -> None:
