@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import requests
 
 from tests.containers import ROOT, cluster_or_skip, engine_or_skip, registry_or_skip, removing_images
 from tests.ports import free_port
@@ -24,11 +23,11 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.timeout(12
 NEEDED = ("ml_service", "diabetes_regression", "scoring", "data", "requirements", "tasks.py")
 
 
-def commands(name: str) -> list[str]:
-    """The lines of the README's block ``name``."""
+def commands(name: str) -> str:
+    """The README's block ``name``."""
     found = re.search(rf"<!-- commands {name} -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found is not None, name
-    return found.group(1).splitlines()
+    return found.group(1)
 
 
 class Reader:
@@ -52,37 +51,23 @@ class Reader:
             "TF_BUILD": "",
         }
 
-    def run(self, command: str, **variables: str) -> str:
-        """Run one line as it stands in the README; returns what it printed."""
-        program, *arguments = shlex.split(command)
-        assert program == "inv"
+    def run(self, commands: str, **variables: str) -> str:
+        """Run lines as they stand in the README; returns what they printed. The first that fails is the last."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         done = subprocess.run(
-            [sys.executable, "-m", "invoke", *arguments],
+            ["bash", "-exuo", "pipefail", "-c", commands],
             cwd=self.root,
-            env={**self.env, **variables},
+            env={**self.env, "PATH": path, **variables},
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=600,
         )
-        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def train(self, build: str, alpha: float) -> None:
-        """Another version of the model."""
-        (self.root / "diabetes_regression" / "parameters.json").write_text(json.dumps({"alpha": alpha}))
-        self.run("inv publish", BUILD_BUILDID=build)
-        self.run("inv train", BUILD_BUILDID=build)
-
-    def ask(self, times: int) -> set[str]:
-        """Put some traffic on the cluster's endpoint; the versions that answer there."""
-        key = json.loads(self.run("inv keys --target aks --show --json"))["primary"]
-        url = json.loads(self.run("inv status --target aks --json"))["url"]
-        headers, body = {"Authorization": f"Bearer {key}"}, {"data": [[0.0] * 10]}
-        versions = set()
-        for _ in range(times):
-            assert requests.post(f"{url}/score", json=body, headers=headers, timeout=60).status_code == 200
-            versions.add(str(requests.get(f"{url}/model", headers=headers, timeout=60).json()["version"]))
-        return versions
+    def status(self) -> Any:
+        """What serves on the cluster."""
+        return json.loads(self.run("inv status --target aks --json"))
 
 
 @pytest.fixture
@@ -103,12 +88,11 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 def test_the_commands_for_containers_and_a_cluster_work_as_they_stand(reader: Reader) -> None:
     """Package, image, push, docker, aks, a canary of 10 %, promote, rollback; each followed by smoke."""
-    reader.train("first", 0.1)
-    reader.train("second", 0.4)
-    for line in commands("containers"):
-        reader.run(line)
-    assert reader.ask(600) == {"1", "2"}
-    for line in commands("promote"):
-        reader.run(line)
-    status = json.loads(reader.run("inv status --target aks --json"))
-    assert status["model"] == {"name": "diabetes_regression", "version": "1"}
+    reader.run("inv publish\ninv train", BUILD_BUILDID="first")  # as make ci has done
+    reader.run(commands("second"), BUILD_BUILDID="second")
+    for name in ("containers", "traffic"):
+        reader.run(commands(name))
+    assert reader.status()["model"] == {"name": "diabetes_regression", "version": "1"}
+    assert "version 2" in reader.status()["state"]
+    reader.run(commands("promote"))
+    assert reader.status()["model"] == {"name": "diabetes_regression", "version": "1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,13 @@ def test_a_better_model_takes_over_and_a_worse_one_does_not(laptop: Laptop) -> N
     laptop.inv("deploy", "--target", "local")
     assert laptop.status()["model"] == {"name": "diabetes_regression", "version": "2"}
     assert laptop.status()["previous"] == {"name": "diabetes_regression", "version": "1"}
+
+
+def test_the_service_answers_what_the_readme_says(laptop: Laptop) -> None:
+    """The question and the answer that stand there, for the parameters of this repository."""
+    text = (ROOT / "README.md").read_text()
+    question, answer = re.search(r"-d '(.*)'\n(\{.*\})", text).groups()  # type: ignore[union-attr]
+    assert laptop.ask(json.loads(question)).json()["result"] == pytest.approx(json.loads(answer)["result"], rel=1e-9)
 
 
 def test_there_is_a_way_back(laptop: Laptop) -> None:
