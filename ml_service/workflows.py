@@ -195,7 +195,7 @@ def check_model(
         _refuse_failed(runs[-1])
         version = platform.model_of_build(model_name(settings), resolved.build.id)
     elif not version:
-        raise UsageError(f"build {resolved.build.id} ran no training", where="check-model", next_step="run: inv train")
+        raise _untrained(resolved.build.id, "check-model")
     _say_registered(console, version)
     if settings.azure_pipelines and runs:
         _summarise(settings, platform, console, runs[-1], version)
@@ -283,6 +283,10 @@ def _ended(platform: Platform, console: Console, run: Run) -> Run:
     return _waited(platform, console, run, lambda: False) if run.status is RunStatus.RUNNING else run
 
 
+def _untrained(build_id: str, where: str) -> UsageError:
+    return UsageError(f"build {build_id} ran no training", where=where, next_step="run: inv train")
+
+
 def _refuse_failed(run: Run) -> None:
     if run.status is RunStatus.FAILED:
         raise _failure(run)
@@ -328,7 +332,7 @@ def package_artifact(
 
     Raises:
         NotRegisteredError: the build registered none.
-        UsageError: the version is withdrawn.
+        UsageError: the version is withdrawn, or the build ran no training.
     """
     if model:
         version = find_version(settings, platform, model)
@@ -337,6 +341,8 @@ def package_artifact(
         console.line(str(resolved))
         found = platform.model_of_build(model_name(settings), resolved.build.id)
         if not found:
+            if not platform.runs(settings.project, resolved.build.id):
+                raise _untrained(resolved.build.id, "package-artifact")
             raise NotRegisteredError(
                 NOT_REGISTERED, where=f"build {resolved.build.id}", next_step="package another: --model champion"
             )

@@ -294,6 +294,13 @@ def test_a_build_that_registered_nothing_packages_nothing(desk: Desk) -> None:
     assert before.package_sha256 == desk.package("1").package_sha256
 
 
+def test_a_build_that_ran_no_training_is_a_mistake_and_no_rejected_model(desk: Desk) -> None:
+    """A build id that nobody knows is most likely misspelt."""
+    desk.train("1")
+    with pytest.raises(UsageError, match="build 11 ran no training"):
+        desk.package("11")
+
+
 def test_the_champion_is_packaged_with_todays_scoring_code(desk: Desk) -> None:
     """A fix to scoring ships without a better model."""
     desk.train("1")
