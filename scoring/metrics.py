@@ -71,7 +71,9 @@ class SharedMetrics:
                 yield f'scoring_errors_total{{code="{code}"}} {count:.0f}'
         yield from self._histogram()
         yield from self._simple("scoring_rows_total", "counter", "Rows answered.", "rows")
-        yield from self._simple("scoring_in_flight_requests", "gauge", "Requests waiting for or in the model's thread.", "in_flight")
+        yield from self._simple(
+            "scoring_in_flight_requests", "gauge", "Requests waiting for or in the model's thread.", "in_flight"
+        )
         yield from self._simple("scoring_connections", "gauge", "Open connections.", "connections")
         yield from self._simple("scoring_workers_ready", "gauge", "Workers that serve.", "ready")
         yield from self._simple("scoring_worker_restarts_total", "counter", "Workers lost and replaced.", "restarts")

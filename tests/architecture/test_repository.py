@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report, scoring
 from ml_service.ports import Platform
 from tests.architecture.sources import ROOT, repository_files
 
@@ -136,6 +138,15 @@ def test_links_in_the_documents_lead_somewhere() -> None:
             if not re.match(r"[a-z]+:", link) and not (path.parent / link).exists():
                 broken.append(f"{path.relative_to(ROOT)}: {link}")
     assert broken == []
+
+
+def test_tables_of_measurements_are_what_was_measured() -> None:
+    """Written from benchmarks/results, never by hand."""
+    for name in report.DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert report.rendered(text) == text, "run: python -m benchmarks.report"
+    result = json.loads((report.RESULTS / "scoring.json").read_bytes())
+    assert scoring.table(result) in (ROOT / "docs" / "scoring.md").read_text(encoding="utf-8")
 
 
 def test_the_licence_is_mit() -> None:

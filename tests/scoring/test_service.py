@@ -33,9 +33,9 @@ class Desk:
         self.scored: list[bytes] = []
         self.errors: list[str] = []
         scorer.score = self.score  # type: ignore[method-assign]
-        metrics = SharedMetrics(1)
-        ring = KeyRing(None, "")
-        self.service = Service(Settings(package=package), scorer, ring, Journal(sink, print), metrics.workers[0], metrics)
+        settings, metrics = Settings(package=package), SharedMetrics(1)
+        journal = Journal(sink, print)
+        self.service = Service(settings, scorer, KeyRing(None, ""), journal, metrics.workers[0], metrics)
         self.service.pace.saw_in_thread(100, 0.00001)
 
     def score(self, body: bytes) -> tuple[bytes, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -238,15 +239,17 @@ def wrk(server: Server, script: Path, *, connections: int, seconds: int, delay: 
     return {"rate": float(found[1]), "p99_ms": float(slow[1]) * {"us": 0.001, "ms": 1, "s": 1000}[slow[2]]}
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_ten_minutes_at_four_fifths_of_the_top_rate(linear: Path, serve: Serve, tmp_path: Path) -> None:
-    """No error, and memory flat: its slope over the last eight minutes."""
+@pytest.mark.parametrize("seconds", [15, pytest.param(600, marks=FULL)])
+def test_long_load_at_four_fifths_of_the_top_rate(
+    seconds: int, linear: Path, serve: Serve, tmp_path: Path
+) -> None:
+    """No error; for ten minutes, at full size, memory flat as well: its slope over the last eight minutes."""
+    if shutil.which("wrk") is None:
+        pytest.skip("wrk is not installed")
     server = serve(linear)
     script = tmp_path / "load.lua"
-    top = wrk(server, script, connections=8, seconds=10, delay=0)["rate"]
-    trial = wrk(server, script, connections=32, seconds=5, delay=2)["rate"]
-    connections = max(4, round(32 * 0.8 * top / trial))
+    top = wrk(server, script, connections=8, seconds=min(10, seconds // 5), delay=0)["rate"]
+    connections = _connections_for(0.8 * top, server, script)
     samples: list[tuple[float, float]] = []
     done = threading.Event()
 
@@ -257,20 +260,31 @@ def test_ten_minutes_at_four_fifths_of_the_top_rate(linear: Path, serve: Serve, 
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
-        measured = wrk(server, script, connections=connections, seconds=600, delay=2)
+        measured = wrk(server, script, connections=connections, seconds=seconds, delay=2)
     finally:
         done.set()
         sampler.join()
-    late = np.array(samples[slice(len(samples) // 5, None)])
-    slope = float(np.polyfit(late[:, 0] / 3600, late[:, 1], 1)[0])
-    figures = {
-        "top_rate": top,
-        "rate": measured["rate"],
-        "p99_ms": measured["p99_ms"],
-        "errors": 0,
-        "megabytes": round(float(late[-1, 1]), 1),
-        "megabytes_an_hour": round(slope, 2),
-    }
-    keep("ten minutes", figures)
     assert 0 == server.metric("scoring_errors_total")
-    assert abs(float(late[-1, 1] - late[0, 1])) < 5
+    late = np.array(samples[slice(len(samples) // 5, None)])
+    growth = float(late[-1, 1] - late[0, 1])
+    assert abs(growth) < 5
+    if seconds == 600:
+        slope = float(np.polyfit(late[:, 0] / 3600, late[:, 1], 1)[0])
+        figures = {
+            "top_rate": top,
+            "rate": measured["rate"],
+            "p99_ms": measured["p99_ms"],
+            "errors": 0,
+            "megabytes": round(float(late[-1, 1]), 1),
+            "megabytes_an_hour": round(slope, 2),
+        }
+        keep("ten minutes", figures)
+
+
+def _connections_for(rate: float, server: Server, script: Path) -> int:
+    """How many connections with a pause ask at that rate, found by trying: near the top it is not proportional."""
+    connections = 32
+    for _ in range(4):
+        seen = wrk(server, script, connections=connections, seconds=2, delay=2)["rate"]
+        connections = max(4, round(connections * rate / seen))
+    return connections

@@ -294,6 +294,15 @@ class TestEndOfAPod:
         assert environment["SCORING_DRAIN_TIMEOUT"] == drain
         assert spec["terminationGracePeriodSeconds"] == termination
 
+    def test_so_many_may_wait_for_the_model_as_the_setting_says(self, world: World) -> None:
+        """More get 503 at once; without it the server's own default holds."""
+        release = world.release("1")
+        for given, expected in (("0", None), ("7", "7")):
+            world.deploy(release, AKS_MAX_CONCURRENT_REQUESTS=given)
+            spec = world.object("deployments")["spec"]["template"]["spec"]
+            environment = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+            assert environment.get("SCORING_MAX_QUEUE") == expected
+
     def test_what_is_no_number_is_said_before_a_pod_says_it(self, world: World) -> None:
         """It names the setting."""
         with pytest.raises(ConfigurationError, match="SCORING_TIMEOUT: is not a number: 'soon'"):
