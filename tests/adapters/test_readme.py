@@ -93,6 +93,6 @@ def test_the_commands_for_containers_and_a_cluster_work_as_they_stand(reader: Re
     for name in ("containers", "traffic"):
         reader.run(commands(name))
     assert reader.status()["model"] == {"name": "diabetes_regression", "version": "1"}
-    assert "version 2" in reader.status()["state"]
+    assert "canary: diabetes_regression version 2" in reader.run("inv status --target aks")
     reader.run(commands("promote"))
     assert reader.status()["model"] == {"name": "diabetes_regression", "version": "1"}
