@@ -13,6 +13,11 @@ Outcome = tuple[bytes, int] | RequestError
 """The answer's body and its number of predictions, or why there is none."""
 
 
+def abandoned() -> RequestError:
+    """Whoever asked is gone before their turn came: the log says so, and the model is not asked."""
+    return RequestError(503, "queue_timeout", "nobody waits for the answer")
+
+
 class Job:
     """One body to score. ``finish`` is called once, in the event loop."""
 
@@ -77,7 +82,7 @@ class Lane:
         while self._waiting and len(self._running) < self._threads:
             job = self._waiting.popleft()
             if job.answered or not job.is_wanted():
-                job.end(RequestError(503, "queue_timeout", "nobody waits for the answer"))
+                job.end(abandoned())
                 continue
             job.since = loop.time()
             self._running.add(job)

@@ -19,7 +19,7 @@ from connection import Connection, Request, too_large, too_many_connections
 from errors import RequestError, plain
 from journal import Journal
 from keys import KeyRing
-from lane import Job, Lane, Outcome
+from lane import Job, Lane, Outcome, abandoned
 from metrics import SharedMetrics, WorkerMetrics
 from model import Scorer
 from openapi import describe
@@ -206,13 +206,14 @@ class Service:
         """Score the short requests that have come, then answer them. Taken one at a time, reading, model and answer
         would push each other out of the processor's caches, and the model alone would take twice as long."""
         loop = asyncio.get_running_loop()
-        served = []
+        served: list[tuple[Connection, Request, Outcome]] = []
         before = started = _clock()
         try:
             while self._due and before - started < INLINE_SECONDS:
                 connection, request = self._due.popleft()
                 self.held -= len(request.body)
                 if not connection.is_alive:
+                    served.append((connection, request, abandoned()))
                     continue
                 if not self.pace.is_short(len(request.body)):  # learnt since it came
                     if self._serve_in_lane(connection, request):
