@@ -122,7 +122,7 @@ def under_load(rig: Rig) -> tuple[Target, Callable[[], Endpoint] | None]:
         return rig.again(ACI_DRAIN_SECONDS="6"), rig.again().endpoint
     if isinstance(rig, AksRig):
         # As deployed: kube-proxy needs seconds to notice that a pod ends, more where tests keep the machine busy.
-        return rig.again(AKS_DRAIN_SECONDS="8"), None
+        return rig.again(AKS_DRAIN_SECONDS="15"), None
     return rig.target, None
 
 
