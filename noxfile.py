@@ -40,7 +40,8 @@ def install(session: nox.Session, lock: str) -> None:
 
 @nox.session(python=["3.11", "3.12", "3.13"])
 def test(session: nox.Session) -> None:
-    """On 3.11 everything, with every SDK and the coverage floor; on 3.12 and 3.13 what needs neither SDKs nor engines.
+    """On 3.11 everything, with every SDK and the coverage floor; on 3.12 what needs neither SDKs nor engines;
+    on 3.13 the quick tests of these.
 
     What follows ``--`` goes to the tasks, such as ``--failed``.
     """
@@ -52,7 +53,8 @@ def test(session: nox.Session) -> None:
         install(session, "requirements/ci.txt")
         # Its figures are nobody's, and must not take the place of those of 3.11, to which --failed adds.
         figures = str(Path(session.virtualenv.location) / "coverage")
-        session.run("inv", "test", *session.posargs, env={"COVERAGE_FILE": figures})
+        quick = ["--quick"] if session.python == "3.13" else []
+        session.run("inv", "test", *quick, *session.posargs, env={"COVERAGE_FILE": figures})
 
 
 @nox.session(venv_backend="none")
