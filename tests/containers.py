@@ -103,11 +103,11 @@ def registry_or_skip() -> str:
     return REGISTRY
 
 
-def wait_until(true: Callable[[], bool], timeout: float = 60) -> None:
-    """Until it is true, within ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
+def wait_until(true: Callable[[], bool], what: str = "it") -> None:
+    """Until it is true, within a minute; ``what`` says what was waited for."""
+    deadline = time.monotonic() + 60
     while not true():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, f"{what} never came true"
         time.sleep(0.1)
 
 

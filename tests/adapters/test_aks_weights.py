@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from ml_service.errors import ConfigurationError, UnhealthyError
 from ml_service.ports import Endpoint, Release
 from ml_service.targets import aks_credentials, aks_routes
 from ml_service.targets.port_forward import forwarded
-from tests.containers import AksRig, cluster_or_skip, settings_for
+from tests.containers import AksRig, cluster_or_skip, settings_for, wait_until
 from tests.deployments import deploy, version_at
 from tests.fakes import EXAMPLES, make_release
 from tests.route_schemas import VERSIONS, definition, violations
@@ -80,7 +79,7 @@ def kinds(api: Any) -> Iterator[None]:
 
     extensions = client.ApiextensionsV1Api(api)
     made = [body["metadata"]["name"] for group, kind in KINDS if _define(extensions, body := definition(group, kind))]
-    _wait(lambda: all(_is_established(extensions, group, kind) for group, kind in KINDS), "the kinds are known")
+    wait_until(lambda: all(_is_established(extensions, group, kind) for group, kind in KINDS), "the kinds are known")
     yield
     for name in made:
         extensions.delete_custom_resource_definition(name)
@@ -372,17 +371,10 @@ def observed(rig: AksRig, kind: str) -> Iterator[list[tuple[int, bool]]]:
 
     watching = threading.Thread(target=look)
     watching.start()
-    _wait(lambda: bool(seen), "the canary is seen")
+    wait_until(lambda: bool(seen), "the canary is seen")
     try:
         yield seen
     finally:
-        _wait(lambda: not led_to(rig, f"{rig.name}-canary"), "the candidate's pods are gone")
+        wait_until(lambda: not led_to(rig, f"{rig.name}-canary"), "the candidate's pods are gone")
         stop.set()
         watching.join()
-
-
-def _wait(happened: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
