@@ -235,9 +235,9 @@ def validate_data(work: Work, data: str = "") -> None:
 
     Examples: inv validate-data · inv validate-data --data new.csv
     """
-    from ml_service import workflows
+    from ml_service.workflows import validation
 
-    workflows.validate_data(work.settings, work.console, data)
+    validation.validate_data(work.settings, work.console, data)
 
 
 @stage(changes="freeze the training pipeline under the build id")
@@ -246,9 +246,9 @@ def publish(work: Work) -> None:
 
     Examples: inv publish · inv publish --build-id 20260101.1
     """
-    from ml_service import workflows
+    from ml_service.workflows import training
 
-    workflows.publish(work.settings, work.platform, work.console)
+    training.publish(work.settings, work.platform, work.console)
 
 
 @stage(
@@ -263,9 +263,9 @@ def train(work: Work, pipeline_id: str = "", wait: bool = True) -> None:
 
     Examples: inv train · inv train --no-wait · inv train --pipeline-id ID --platform azureml
     """
-    from ml_service import workflows
+    from ml_service.workflows import training
 
-    run = workflows.train(
+    run = training.train(
         work.settings,
         work.platform,
         work.console,
@@ -301,13 +301,14 @@ def check_model(work: Work, fail_if_none: bool = False, artifact: str = "") -> N
 
     Examples: inv check-model · inv check-model --fail-if-none · inv check-model --artifact artifact
     """
-    from ml_service import workflows
+    from ml_service.workflows import training
+    from ml_service.workflows.artifact import check_artifact
 
     if artifact:
-        workflows.check_artifact(work.settings, work.console, _path(artifact))
+        check_artifact(work.settings, work.console, _path(artifact))
         return
-    version = workflows.check_model(work.settings, work.platform, work.console, fail_if_none=fail_if_none)
-    work.console.output("look_at", version.reference if version else workflows.NOT_REGISTERED)
+    version = training.check_model(work.settings, work.platform, work.console, fail_if_none=fail_if_none)
+    work.console.output("look_at", version.reference if version else training.NOT_REGISTERED)
 
 
 @stage(
@@ -322,9 +323,9 @@ def package_artifact(work: Work, output: str = "artifact", model: str = "") -> N
 
     Examples: inv package-artifact · inv package-artifact --model champion --output artifact
     """
-    from ml_service import workflows
+    from ml_service.workflows.artifact import package_artifact as run
 
-    workflows.package_artifact(work.settings, work.platform, work.console, output=_path(output), model=model)
+    run(work.settings, work.platform, work.console, output=_path(output), model=model)
     work.console.output("look_at", f"{output}/model.json")
 
 
@@ -337,9 +338,9 @@ def withdraw(work: Work, model: str, reason: str) -> None:
 
     Examples: inv withdraw --model diabetes_regression:3 --reason "trained on a broken export"
     """
-    from ml_service import workflows
+    from ml_service.workflows import registry
 
-    workflows.withdraw(work.settings, work.platform, work.console, reference=model, reason=reason)
+    registry.withdraw(work.settings, work.platform, work.console, reference=model, reason=reason)
 
 
 # Deployment
@@ -351,7 +352,7 @@ def build_image(work: Work, artifact: str = "artifact", push: bool = False) -> N
 
     Examples: inv build-image · inv build-image --push
     """
-    from ml_service.targets.image import build
+    from ml_service.images.build import build
 
     build(work.settings, work.console, artifact=_path(artifact), push=push)
 
@@ -378,11 +379,11 @@ def deploy(
 
     Examples: inv deploy --target local · inv deploy --target aks --dry-run · inv deploy --target aks --canary 10
     """
-    from ml_service import workflows
+    from ml_service.workflows import deployment
 
     if allow_http:
         work.env["ACI_ALLOW_HTTP"] = "true"
-    workflows.deploy(
+    deployment.deploy(
         work.settings,
         work.platform,
         work.target(target),
@@ -403,10 +404,10 @@ def smoke(work: Work, target: str, artifact: str = "artifact") -> None:
 
     Examples: inv smoke --target local
     """
-    from ml_service import workflows
+    from ml_service.workflows import deployment
 
     adapter = work.target(target)
-    workflows.smoke(work.settings, adapter, work.console, artifact=_path(artifact))
+    deployment.smoke(work.settings, adapter, work.console, artifact=_path(artifact))
     status = adapter.status()
     work.console.output("look_at", f"{status.url}/score" if status else "")
 
@@ -420,11 +421,11 @@ def promote(work: Work, target: str, min_requests: str = "") -> None:
 
     Examples: inv promote --target aks · inv promote --target aks --min-requests 2000
     """
-    from ml_service import workflows
+    from ml_service.workflows import deployment
 
     if min_requests:
         work.env["CANARY_MIN_REQUESTS"] = min_requests
-    workflows.promote(work.target(target), work.console)
+    deployment.promote(work.target(target), work.console)
 
 
 @stage(help={"target": _TARGET}, changes="bring back the version before")
@@ -433,9 +434,9 @@ def rollback(work: Work, target: str) -> None:
 
     Examples: inv rollback --target local
     """
-    from ml_service import workflows
+    from ml_service.workflows import deployment
 
-    workflows.rollback(work.settings, work.target(target), work.console)
+    deployment.rollback(work.settings, work.target(target), work.console)
 
 
 @stage(help={"target": _TARGET}, changes="remove the deployment")
@@ -444,9 +445,9 @@ def undeploy(work: Work, target: str) -> None:
 
     Examples: inv undeploy --target local
     """
-    from ml_service import workflows
+    from ml_service.workflows import deployment
 
-    workflows.undeploy(work.target(target), work.console)
+    deployment.undeploy(work.target(target), work.console)
 
 
 @stage(help={"target": _TARGET, "artifact": _ARTIFACT}, changes="ship the champion with today's scoring code")
@@ -455,16 +456,16 @@ def redeploy(work: Work, target: str, artifact: str = "artifact") -> None:
 
     Examples: inv redeploy --target local
     """
-    from ml_service import workflows
+    from ml_service.workflows import deployment
 
     def image() -> None:
         # On this machine a package serves as it is; the others take an image, the remote ones by its digest.
         if target in ("docker", "aks", "aci", "webapp"):
-            from ml_service.targets.image import build
+            from ml_service.images.build import build
 
             build(work.settings, work.console, artifact=_path(artifact), push=target != "docker")
 
-    workflows.redeploy(
+    deployment.redeploy(
         work.settings, work.platform, work.target(target), work.console, artifact=_path(artifact), build_image=image
     )
 
@@ -497,10 +498,10 @@ def keys(work: Work, target: str, show: bool = False, json: bool = False) -> Non
 
     Examples: inv keys --target local · inv keys --target local --show --json
     """
-    from ml_service import workflows
+    from ml_service.workflows import deployment
     from ml_service.report import keys_text
 
-    found = workflows.keys(work.settings, work.target(target), show=show)
+    found = deployment.keys(work.settings, work.target(target), show=show)
     work.console.line(keys_text(found, show=show, as_json=json))
 
 
@@ -513,16 +514,17 @@ def ci(work: Work) -> None:
 
     Examples: inv ci · CI=true inv ci
     """
-    from ml_service import builds, workflows
+    from ml_service import builds
+    from ml_service.workflows import deployment
     from ml_service.stages import exit_code, run_stages
-    from ml_service.table import print_table
+    from ml_service.stage_table import print_table
 
     resolved = builds.mint(work.settings)
     work.console.line(str(resolved))
     outcomes = run_stages(ROOT, {**work.env, **_as_env(work), "BUILD_BUILDID": resolved.build.id}, work.console)
     print_table(outcomes)
     if work.settings.is_ci:
-        workflows.undeploy(work.target("local"), work.console)
+        deployment.undeploy(work.target("local"), work.console)
     else:
         _say_what_serves(work)
     if code := exit_code(outcomes):
@@ -553,7 +555,7 @@ def ui(work: Work, port: int = Number(5000)) -> None:
 
     Examples: inv ui · inv ui --port 5050
     """
-    from ml_service.platforms.mlflow_ui import serve
+    from ml_service.platforms.local.mlflow_ui import serve
 
     serve(work.settings, work.console, port)
 
@@ -581,13 +583,13 @@ def doctor(work: Work, target: str = "local", pipelines: bool = False) -> None:
     Examples: inv doctor · inv doctor --platform azureml --target aks,webapp · inv doctor --pipelines
     """
     if pipelines:
-        from ml_service.pipelines import diagnose
+        from tools.azure_pipelines import diagnose
 
         diagnose(ROOT, work.console, parse_task)
         return
-    from ml_service import workflows
+    from ml_service.workflows.doctor import doctor as run
 
-    workflows.doctor(work.platform, [work.target(name) for name in target.split(",")], work.console)
+    run(work.platform, [work.target(name) for name in target.split(",")], work.console)
 
 
 def _path(given: str) -> Path:

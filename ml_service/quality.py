@@ -20,7 +20,7 @@ from ml_service.errors import MlopsError, UsageError
 from ml_service.package import write_json
 
 CHECKED = (
-    *("ml_service", "diabetes_regression", "scoring", "emulators", "benchmarks", "tests", "requirements"),
+    *("ml_service", "diabetes_regression", "scoring", "emulators", "tools", "benchmarks", "tests", "requirements"),
     *("tasks.py", "noxfile.py"),
 )
 _FINDING = re.compile(r"^([\w./-]+\.py):(\d+):(?:\d+:)? (?!note: )(?:error: )?(.+)$", re.MULTILINE)
@@ -33,8 +33,16 @@ _NOTHING_TO_RUN = 5
 _QUICK_FLOOR = 60
 """Per cent that the quick tests cover at least; the floor of all tests is in pyproject.toml."""
 
-# What the target on this machine is made of; every other target needs an engine, a cluster or a cloud.
-_LOCAL_TARGET = frozenset(("__init__", "backend", "front", "guard", "local", "local_state", "supervisor"))
+_NEED_A_SERVICE = (
+    "targets/aci",
+    "targets/aks",
+    "targets/docker",
+    "targets/webapp",
+    "images",
+    "azure",
+    "platforms/azureml_v1",
+)
+"""Folders of adapters that need an engine, a cluster or a cloud: only tests/adapters can run them whole."""
 
 
 class QualityError(MlopsError):
@@ -219,14 +227,7 @@ def _counted_files(root: Path, console: Console, suites: Sequence[str]) -> list[
     if "adapters" in suites and {"docker", "kubernetes"} <= set(os.environ.get("TESTS_NEED", "").split(",")):
         return []
     console.line("adapters that need a service (Azure ML, an engine, a cluster) are left to: inv test --suite adapters")
-    return [f"--omit={','.join(_need_a_service(root))}"]
-
-
-def _need_a_service(root: Path) -> list[str]:
-    """The adapters that only tests/adapters can run whole."""
-    targets = sorted(path.name for path in (root / "ml_service" / "targets").glob("*.py"))
-    remote = [f"ml_service/targets/{name}" for name in targets if Path(name).stem not in _LOCAL_TARGET]
-    return [*remote, "ml_service/platforms/azureml*.py"]
+    return [f"--omit={','.join(f'ml_service/{folder}/*' for folder in _NEED_A_SERVICE)}"]
 
 
 def _figures(

@@ -86,7 +86,7 @@ class _Sender:
     def __init__(self, endpoint: Endpoint, timeout: float, progress: Progress) -> None:
         import requests
 
-        from ml_service.reach import session_for
+        from ml_service.http_session import session_for
 
         self._requests = requests
         self._endpoint = endpoint

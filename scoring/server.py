@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from errors import ConfigurationError, StartError, UnavailableError
-from journal import Journal
-from keys import KeyRing, read_file, take_from_env
-from metrics import SharedMetrics
-from settings import Settings
+from scoring_service.errors import ConfigurationError, StartError, UnavailableError
+from scoring_service.json_log import Journal
+from scoring_service.keys import KeyRing, read_file, take_from_env
+from scoring_service.metrics import SharedMetrics
+from scoring_service.settings import Settings
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _MOST_PAUSE = 10.0
@@ -99,7 +99,7 @@ class Supervisor:
         journal = Journal(1, lambda lines: metrics.add("log_lines_dropped", lines))
         # Imported here: with the libraries in this process, every worker would be forked with their threads and memory.
         try:
-            from worker import Worker, start
+            from scoring_service.worker import start, Worker
         except ImportError as error:
             next_step = "install requirements.txt beside server.py (requirements/scoring.txt of the repository)"
             return refuse(ConfigurationError(f"a library is missing ({error})", where=__file__, next_step=next_step))

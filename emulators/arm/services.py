@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emulators.arm import beside, groups, operations, sites
-from emulators.arm.passage import Passage
+from emulators.arm import auxiliary, groups, operations, sites
+from emulators.arm.host_router import Passage
 
-SERVICES = (operations.routes, groups.routes, sites.routes, beside.routes, beside.vault, Passage())
+SERVICES = (operations.routes, groups.routes, sites.routes, auxiliary.routes, auxiliary.vault, Passage())

@@ -76,8 +76,8 @@ class Warm:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AZUREML_")}
-        self._zygote = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("zygote.py"))],
+        self._forkserver = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("forkserver.py"))],
             env={**inherited, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -93,14 +93,14 @@ class Warm:
         with self._lock:
             identifier = str(next(self._numbers))
             self._forks[identifier] = fork
-            assert self._zygote.stdin is not None
-            self._zygote.stdin.write(json.dumps({"id": identifier, **order}).encode() + b"\n")
-            self._zygote.stdin.flush()
+            assert self._forkserver.stdin is not None
+            self._forkserver.stdin.write(json.dumps({"id": identifier, **order}).encode() + b"\n")
+            self._forkserver.stdin.flush()
         return fork
 
     def _listen(self) -> None:
-        assert self._zygote.stdout is not None
-        for line in self._zygote.stdout:
+        assert self._forkserver.stdout is not None
+        for line in self._forkserver.stdout:
             answer = json.loads(line)
             self._forks[answer["id"]].told(answer.get("pid"), answer.get("code"))
         for fork in self._forks.values():
@@ -108,9 +108,9 @@ class Warm:
 
     def close(self) -> None:
         """End the process that forks; the steps have been ended before."""
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.close()
-        self._zygote.wait(timeout=30)
+        assert self._forkserver.stdin is not None
+        self._forkserver.stdin.close()
+        self._forkserver.wait(timeout=30)
 
 
 class _Fork:

@@ -10,8 +10,8 @@ from ml_service.errors import UsageError
 from ml_service.ports import Platform
 
 _ADAPTERS = {
-    "local": "ml_service.platforms.local:LocalPlatform",
-    "azureml": "ml_service.platforms.azureml:AzureMlPlatform",
+    "local": "ml_service.platforms.local.platform:LocalPlatform",
+    "azureml": "ml_service.platforms.azureml_v1.platform:AzureMlPlatform",
 }
 
 

@@ -10,11 +10,11 @@ from ml_service.errors import UsageError
 from ml_service.ports import Target
 
 _ADAPTERS = {
-    "local": "ml_service.targets.local:LocalTarget",
-    "webapp": "ml_service.targets.webapp:WebAppTarget",
-    "aci": "ml_service.targets.aci:AciTarget",
-    "aks": "ml_service.targets.aks:AksTarget",
-    "docker": "ml_service.targets.docker:DockerTarget",
+    "local": "ml_service.targets.local.target:LocalTarget",
+    "webapp": "ml_service.targets.webapp.target:WebAppTarget",
+    "aci": "ml_service.targets.aci.target:AciTarget",
+    "aks": "ml_service.targets.aks.target:AksTarget",
+    "docker": "ml_service.targets.docker.target:DockerTarget",
 }
 
 

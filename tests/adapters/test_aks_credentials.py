@@ -14,8 +14,9 @@ import pytest
 
 from emulators import Emulator
 from ml_service.errors import ConfigurationError, UnavailableError
-from ml_service.targets import aks_credentials, registry
-from tests.containers import settings_for
+from ml_service.images import registry
+from ml_service.targets.aks import credentials
+from tests.support.containers import settings_for
 
 CLUSTER = (
     "/subscriptions/sub/resourcegroups/group/providers/Microsoft.ContainerService/managedClusters/the-cluster"
@@ -52,29 +53,29 @@ def management() -> Iterator[str]:
 def test_an_attached_compute_is_resolved_to_its_cluster(tmp_path: Path, management: str) -> None:
     """AKS_COMPUTE_NAME names an attachment of the Azure ML workspace, not the cluster itself."""
     settings = settings_for(tmp_path, AKS_COMPUTE_NAME="aks", **AZURE)
-    found = aks_credentials.resolve(settings, lambda scope: "token", management)
-    assert found == aks_credentials.ClusterId("sub", "group", "the-cluster")
+    found = credentials.resolve(settings, lambda scope: "token", management)
+    assert found == credentials.ClusterId("sub", "group", "the-cluster")
 
 
 def test_a_compute_that_is_no_cluster_is_refused(tmp_path: Path, management: str) -> None:
     """Exit code 4."""
     settings = settings_for(tmp_path, AKS_COMPUTE_NAME="train-cluster", **AZURE)
     with pytest.raises(ConfigurationError, match="attached to no AKS cluster"):
-        aks_credentials.resolve(settings, lambda scope: "token", management)
+        credentials.resolve(settings, lambda scope: "token", management)
 
 
 def test_an_unknown_compute_is_refused(tmp_path: Path, management: str) -> None:
     """Exit code 5, naming it; the token is not repeated."""
     settings = settings_for(tmp_path, AKS_COMPUTE_NAME="nothing", **AZURE)
     with pytest.raises(UnavailableError, match="AKS_COMPUTE_NAME=nothing") as caught:
-        aks_credentials.resolve(settings, lambda scope: "token-that-is-secret", management)
+        credentials.resolve(settings, lambda scope: "token-that-is-secret", management)
     assert "token-that-is-secret" not in str(caught.value)
 
 
 def test_where_local_accounts_are_off_an_entra_token_is_used() -> None:
     """In place of kubelogin, for the application that every AKS cluster trusts."""
     kubeconfig = {"users": [{"name": "u", "user": {"exec": {"command": "kubelogin"}}}]}
-    found = aks_credentials.with_entra_token(kubeconfig, lambda scope: f"token for {scope}")
+    found = credentials.with_entra_token(kubeconfig, lambda scope: f"token for {scope}")
     scope = "6dae42f8-4368-4678-94ff-3960e28e3630/.default"
     assert found["users"] == [{"name": "u", "user": {"token": f"token for {scope}"}}]
 
@@ -83,14 +84,14 @@ def test_a_certificate_is_kept() -> None:
     """Where local accounts are on, Azure's own kubeconfig works as it is."""
     user = {"client-certificate-data": "c", "client-key-data": "k"}
     kubeconfig = {"users": [{"name": "u", "user": dict(user)}]}
-    assert aks_credentials.with_entra_token(kubeconfig, lambda scope: "token")["users"][0]["user"] == user
+    assert credentials.with_entra_token(kubeconfig, lambda scope: "token")["users"][0]["user"] == user
 
 
 def test_without_any_name_it_says_what_to_set(tmp_path: Path) -> None:
     """Exit code 4, naming both settings."""
     pytest.importorskip("kubernetes")
     with pytest.raises(ConfigurationError, match=r"(?s)KUBECONFIG.*AKS_COMPUTE_NAME"):
-        aks_credentials.connect(settings_for(tmp_path, KUBECONFIG=""))
+        credentials.connect(settings_for(tmp_path, KUBECONFIG=""))
 
 
 def test_a_refused_sign_in_names_the_settings_and_not_the_secret(
@@ -104,7 +105,7 @@ def test_a_refused_sign_in_names_the_settings_and_not_the_secret(
         wrong = {**azure.settings(), "SP_APP_SECRET": "hunter2", "AKS_COMPUTE_NAME": "aks", "KUBECONFIG": ""}
         settings = settings_for(tmp_path, **wrong)
         for sign_in in (
-            lambda: aks_credentials.connect(settings),
+            lambda: credentials.connect(settings),
             lambda: registry.sign_in(None, settings, "r.azurecr.io/image"),  # type: ignore[arg-type]
         ):
             with pytest.raises(ConfigurationError, match=r"sign-in to Azure: the sign-in was refused") as caught:
@@ -119,4 +120,4 @@ def test_a_kubeconfig_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text("just: text")
     with pytest.raises(ConfigurationError, match="kubeconfig: names no cluster"):
-        aks_credentials.connect(settings_for(tmp_path, KUBECONFIG=str(path)))
+        credentials.connect(settings_for(tmp_path, KUBECONFIG=str(path)))

@@ -19,12 +19,12 @@ import pytest
 
 from ml_service.errors import ConfigurationError, UnhealthyError
 from ml_service.ports import Endpoint, Release
-from ml_service.targets import aks_credentials, aks_routes
-from ml_service.targets.port_forward import forwarded
-from tests.containers import AksRig, cluster_or_skip, settings_for, wait_until
-from tests.deployments import deploy, version_at
-from tests.fakes import EXAMPLES, make_release
-from tests.route_schemas import VERSIONS, definition, violations
+from ml_service.targets.aks import credentials, ingress
+from ml_service.targets.aks.port_forward import forwarded
+from tests.support.containers import AksRig, cluster_or_skip, settings_for, wait_until
+from tests.support.deployments import deploy, version_at
+from tests.support.fake_target import EXAMPLES, make_release
+from tests.support.route_schemas import definition, VERSIONS, violations
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.filterwarnings("ignore:Unverified HTTPS")]
 
@@ -252,7 +252,7 @@ class TestNoTraffic:
         self, rig: AksRig, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After a while."""
-        monkeypatch.setattr(aks_routes, "_ANSWER_PATIENCE", 2.0)
+        monkeypatch.setattr(ingress, "_ANSWER_PATIENCE", 2.0)
         deploy(rig.target, standin(rig, tmp_path, "1"))
         with pytest.raises(UnhealthyError, match=r"(?s)no controller has answered.*next: see that Gateway"):
             deploy(rig.target, standin(rig, tmp_path, "2"), canary=10)
@@ -319,7 +319,7 @@ def weights(rig: AksRig, kind: str) -> tuple[int, int]:
 
 
 def cluster(rig: AksRig) -> Any:
-    return aks_credentials.connect(settings_for(rig.home, **rig.variables))
+    return credentials.connect(settings_for(rig.home, **rig.variables))
 
 
 def service(rig: AksRig, name: str) -> Any:

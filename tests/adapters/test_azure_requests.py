@@ -11,8 +11,8 @@ import pytest
 
 from emulators.wire.http import Request
 from ml_service.ports import Endpoint
-from tests.azure_rig import AciRig, AzureRig, WebAppRig
-from tests.fakes import make_release
+from tests.support.rigs.azure import AciRig, AzureRig, WebAppRig
+from tests.support.fake_target import make_release
 
 pytestmark = pytest.mark.docker
 
@@ -55,10 +55,10 @@ def test_a_group_with_a_sidecar_is_known_to_azures_own_models(tmp_path: Path) ->
     """The second container and its secret volume, too; they are asked of nobody here."""
     from ml_service.config import Settings
     from ml_service.ports import Keys
-    from ml_service.targets.aci_group import build
-    from ml_service.targets.azure_version import Version
-    from ml_service.targets.pull_access import PullAccess
-    from tests.containers import ROOT
+    from ml_service.targets.aci.container_group import build
+    from ml_service.common.version import Version
+    from ml_service.images.pull_access import PullAccess
+    from tests.support.containers import ROOT
 
     (tmp_path / "tls.pem").write_text("pem")
     env = {"ACI_TLS_IMAGE": "caddy:2", "ACI_TLS_CERTIFICATE": str(tmp_path / "tls.pem"), "LOCATION": "westeurope"}

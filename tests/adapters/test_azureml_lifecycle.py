@@ -16,8 +16,8 @@ if find_spec("azureml") is None:
 from ml_service.errors import IntegrityError, UsageError  # noqa: E402
 from ml_service.package import hash_files, sha256_of  # noqa: E402
 from ml_service.ports import RunStatus  # noqa: E402
-from tests.azureml_rig import AzureMlRig, build, redirected, shared_emulator  # noqa: E402
-from tests.repositories import PROJECT as MODEL  # noqa: E402
+from tests.support.rigs.azureml import AzureMlRig, build, redirected, shared_emulator  # noqa: E402
+from tests.support.repositories import PROJECT as MODEL  # noqa: E402
 
 
 @pytest.fixture

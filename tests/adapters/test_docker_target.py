@@ -17,8 +17,8 @@ import requests
 
 from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Release
-from ml_service.targets.docker import DockerTarget
-from tests.containers import (
+from ml_service.targets.docker.target import DockerTarget
+from tests.support.containers import (
     ROOT,
     DockerRig,
     push_image,
@@ -27,10 +27,10 @@ from tests.containers import (
     settings_for,
     wait_until,
 )
-from tests.ports import free_port
-from tests.deployments import MakeRelease, deploy, releases, version_at
-from tests.fakes import EXAMPLES, make_release
-from tests.traffic import Traffic
+from tests.support.deployments import MakeRelease, deploy, releases, version_at
+from tests.support.fake_target import EXAMPLES, make_release
+from tests.support.ports import free_port
+from tests.support.traffic import Traffic
 
 REQUEST = EXAMPLES["examples"][0]["request"]
 

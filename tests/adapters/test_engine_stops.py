@@ -17,8 +17,8 @@ import pytest
 
 from ml_service.console import Console
 from ml_service.errors import UnavailableError
-from ml_service.targets.image import build
-from tests.containers import engine_or_skip, make_artifact, settings_for
+from ml_service.images.build import build
+from tests.support.containers import engine_or_skip, make_artifact, settings_for
 
 pytestmark = pytest.mark.docker
 

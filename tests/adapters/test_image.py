@@ -21,11 +21,11 @@ import requests
 from ml_service import package
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError, UsageError
+from ml_service.images import registry
+from ml_service.images.build import build, context_of, follow_build
 from ml_service.ports import Release
-from ml_service.targets import registry
-from ml_service.targets.docker_engine import Deployment
-from ml_service.targets.image import build, context_of, follow_build
-from tests.containers import (
+from ml_service.targets.docker.containers import Deployment
+from tests.support.containers import (
     ROOT,
     engine_or_skip,
     make_artifact,
@@ -36,7 +36,7 @@ from tests.containers import (
     settings_for,
     wait_until,
 )
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -422,7 +422,4 @@ def test_a_package_without_a_dockerfile_is_refused(tmp_path: Path) -> None:
         build(settings_for(tmp_path / "home"), printing()[0], artifact=artifact, push=False)
 
 
-_SMALL_LOCK = (
-    "packaging==25.0 \\\n"
-    "    --hash=sha256:29572ef2b1f17581046b3a2227d5c611fb25ec70ca1ba8554b24b0e69331a484\n"
-)
+_SMALL_LOCK = "packaging==25.0 \\\n    --hash=sha256:29572ef2b1f17581046b3a2227d5c611fb25ec70ca1ba8554b24b0e69331a484\n"

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.containers import ROOT, cluster_or_skip, engine_or_skip, registry_or_skip, removing_images
-from tests.ports import free_port
+from tests.support.containers import cluster_or_skip, engine_or_skip, registry_or_skip, removing_images, ROOT
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.timeout(1200)]
 

@@ -18,12 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ml_service import package
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError
+from ml_service.images import registry, signing, supply_chain
+from ml_service.images.build import build, tag_of
 from ml_service.ports import Release
-from ml_service.targets import registry, signing, supply_chain
-from ml_service.targets.docker import DockerTarget
-from ml_service.targets.image import build, tag_of
-from tests.azure_rig import shared_emulator
-from tests.containers import (
+from ml_service.targets.docker.target import DockerTarget
+from tests.support.containers import (
     ROOT,
     engine_or_skip,
     make_artifact,
@@ -32,6 +31,7 @@ from tests.containers import (
     removing_images,
     settings_for,
 )
+from tests.support.rigs.azure import shared_emulator
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -70,9 +70,7 @@ def make_keys(directory: Path) -> dict[str, str]:
     key = ec.generate_private_key(ec.SECP256R1())
     private, public = directory / "signing.pem", directory / "signing.pub"
     pem = serialization.Encoding.PEM
-    private.write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
     public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
     return {"IMAGE_SIGNING_KEY": str(private), "IMAGE_PUBLIC_KEY": str(public)}
 

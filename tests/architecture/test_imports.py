@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.sources import ROOT, imported_packages
+from tests.support.sources import imported_packages, ROOT
 
 SDKS = {"azure", "azureml", "docker", "kubernetes", "mlflow"}
-OURS = {"benchmarks", "diabetes_regression", "emulators", "ml_service", "noxfile", "scoring", "tasks", "tests"}
+OURS = {"benchmarks", "diabetes_regression", "emulators", "ml_service", "noxfile", "scoring", "tasks", "tests", "tools"}
+ADAPTERS = tuple(f"ml_service/{folder}/" for folder in ("platforms", "targets", "images", "azure"))
 HEAVY = SDKS | {"matplotlib", "numpy", "onnx", "onnxruntime", "pandas", "pandera", "scipy", "sklearn", "skl2onnx"}
 
 
@@ -50,9 +51,9 @@ def test_a_project_imports_nothing_of_what_runs_it(project: str) -> None:
 
 
 def test_sdks_are_known_to_adapters_only() -> None:
-    """Outside ``platforms/`` and ``targets/`` nothing in ``ml_service`` imports an SDK."""
+    """Outside the adapters and what they share, nothing in ``ml_service`` imports an SDK."""
     found = offenders("ml_service/**/*.py", SDKS)
-    assert {name for name in found if not name.startswith(("ml_service/platforms/", "ml_service/targets/"))} == set()
+    assert {name for name in found if not name.startswith(ADAPTERS)} == set()
     assert offenders("tasks.py", SDKS) == {}
 
 
@@ -97,7 +98,7 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copy_of_the_sources(tmp_path: Path) -> Path:
     """The packages that import-linter reads, and its contracts."""
-    for package in ("ml_service", "diabetes_regression"):
+    for package in ("ml_service", "diabetes_regression", "tools"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
@@ -124,7 +125,10 @@ def test_the_contracts_are_kept(copy_of_the_sources: Path) -> None:
     [
         pytest.param(append("import ml_service.workflows", "ml_service/ports.py"), id="a port imports a workflow"),
         pytest.param(append("import ml_service.platforms", "ml_service/targets/__init__.py"), id="target, platform"),
-        pytest.param(append("import ml_service.targets", "ml_service/workflows.py"), id="workflow, target"),
+        pytest.param(append("import ml_service.targets", "ml_service/workflows/training.py"), id="workflow, target"),
+        pytest.param(append("import ml_service.targets.aks", "ml_service/targets/aci/target.py"), id="target, target"),
+        pytest.param(append("import ml_service.images", "ml_service/common/keys.py"), id="common, images"),
+        pytest.param(append("import tools", "ml_service/package.py"), id="the runner needs a tool"),
         pytest.param(append("import diabetes_regression", "ml_service/package.py"), id="the runner names a project"),
         pytest.param(append("import ml_service.errors", "diabetes_regression/errors.py"), id="project, runner"),
         pytest.param(append("import mlflow", "diabetes_regression/errors.py"), id="project, tracking"),

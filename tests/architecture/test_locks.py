@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
-from tests.architecture.sources import ROOT
+from tests.support.sources import ROOT
 
 REQUIREMENTS = ROOT / "requirements"
 LOCKS: Mapping[str, Sequence[str]] = runpy.run_path(str(REQUIREMENTS / "compile.py"))["LOCKS"]

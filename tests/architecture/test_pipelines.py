@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ml_service.pipelines.check import GROUP, OUTPUTS, Problem, check, pipeline_files
-from ml_service.pipelines.expand import expand
-from ml_service.pipelines.model import Pipeline, Stage, read
-from ml_service.pipelines.schema import FALSE_ALARMS
 from ml_service.stages import STAGES
 from tasks import parse_task
-from tests.architecture.sources import ROOT
+from tests.support.sources import ROOT
+from tools.azure_pipelines.check import GROUP, OUTPUTS, Problem, check, pipeline_files
+from tools.azure_pipelines.expand import expand
+from tools.azure_pipelines.model import Pipeline, Stage, read
+from tools.azure_pipelines.schema import FALSE_ALARMS
 
 FOLDER = ROOT / ".azure-pipelines"
 EXAMPLE = ROOT / ".env.example"
@@ -169,7 +169,8 @@ def test_each_target_is_deployed_then_asked_only_where_its_name_is_set() -> None
     ]
     for stage, target in zip(deployments(found), ("aci", "aks", "webapp"), strict=True):
         assert [step.script for step in stage.jobs[0].steps if step.script] == [
-            f"inv deploy --target {target} --artifact artifact", f"inv smoke --target {target} --artifact artifact"
+            f"inv deploy --target {target} --artifact artifact",
+            f"inv smoke --target {target} --artifact artifact",
         ]
 
 
@@ -281,19 +282,30 @@ def test_a_template_that_nobody_uses_is_found(tmp_path: Path) -> None:
 def test_the_false_alarms_of_the_schema_are_just_these() -> None:
     """A third one has to be looked at by a person before it is listed."""
     assert {name.rpartition(".")[2].partition("@")[0] for name in FALSE_ALARMS} == {
-        "PublishCodeCoverageResults", "MLPublishedPipelineRestAPITask"
+        "PublishCodeCoverageResults",
+        "MLPublishedPipelineRestAPITask",
     }
 
 
 def test_reading_the_schema_builds_no_grammar_of_addresses() -> None:
     """It would take most of the time of `inv doctor --pipelines`, for formats that nothing here checks."""
-    code = "import sys; from ml_service.pipelines.schema import official; official(); print('lark' in sys.modules)"
+    code = "import sys; from tools.azure_pipelines.schema import official; official(); print('lark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_the_output_variables_are_those_of_the_workflows() -> None:
     """Each one that the rules know is written by the code of its task."""
-    written = set(re.findall(r'console\.output\("(\w+)"', "".join(
-        path.read_text() for path in [ROOT / "ml_service/workflows.py", *ROOT.glob("ml_service/targets/*.py")]
-    )))
+    written = set(
+        re.findall(
+            r'console\.output\("(\w+)"',
+            "".join(
+                path.read_text()
+                for path in [
+                    *ROOT.glob("ml_service/workflows/*.py"),
+                    *ROOT.glob("ml_service/targets/*/*.py"),
+                    *ROOT.glob("ml_service/images/*.py"),
+                ]
+            ),
+        )
+    )
     assert {name for names in OUTPUTS.values() for name in names} <= written

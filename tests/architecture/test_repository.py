@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import report, scoring
 from ml_service.ports import Platform
-from tests.architecture.sources import ROOT, repository_files
+from tests.support.sources import repository_files, ROOT
 
 LAYOUT = """
 Makefile noxfile.py tasks.py pyproject.toml requirements/all.txt .env.example
@@ -21,10 +21,10 @@ data/diabetes.csv
 diabetes_regression/__main__.py diabetes_regression/parameters.json diabetes_regression/project.json
 diabetes_regression/data.py diabetes_regression/train.py diabetes_regression/evaluate.py
 diabetes_regression/register.py diabetes_regression/errors.py
-ml_service/errors.py ml_service/config.py ml_service/ports.py ml_service/workflows.py ml_service/package.py
-ml_service/smoke.py ml_service/azure_devops.py ml_service/platforms/local.py ml_service/targets/local.py
-scoring/score.py scoring/model.py scoring/schema.py scoring/server.py scoring/errors.py
-tests/fakes.py docs/project-contract.md docs/package-format.md docs/adr/README.md
+ml_service/errors.py ml_service/config.py ml_service/ports.py ml_service/workflows/training.py ml_service/package.py
+ml_service/smoke.py ml_service/azure_devops.py ml_service/platforms/local/platform.py ml_service/targets/local/target.py
+scoring/score.py scoring/server.py scoring/scoring_service/worker.py scoring/scoring_service/errors.py
+tests/support/fake_target.py docs/project-contract.md docs/package-format.md docs/adr/README.md
 README.md CONTRIBUTING.md CHANGELOG.md LICENSE
 """.split()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ml_service.config import Settings
-from tests.architecture.sources import ROOT
+from tests.support.sources import ROOT
 
 
 class Recorder(dict[str, str]):

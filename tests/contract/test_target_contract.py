@@ -16,11 +16,11 @@ from ml_service.config import LocalTargetSettings, Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Target
 from ml_service.targets import open_target
-from tests.azure_rig import AciRig, AzureRig, WebAppRig
-from tests.containers import AksRig, DockerRig
-from tests.deployments import MakeRelease, deploy, no_question, question, releases, version_at
-from tests.fakes import EXAMPLES, FakeTarget
-from tests.traffic import Traffic
+from tests.support.rigs.azure import AciRig, AzureRig, WebAppRig
+from tests.support.containers import AksRig, DockerRig
+from tests.support.deployments import deploy, MakeRelease, no_question, question, releases, version_at
+from tests.support.fake_target import EXAMPLES, FakeTarget
+from tests.support.traffic import Traffic
 
 
 class Rig(Protocol):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 if find_spec("azureml") is None:
     pytest.skip("azureml-sdk is not installed: see docs/azure-ml.md", allow_module_level=True)

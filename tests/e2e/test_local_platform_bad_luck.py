@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ml_service.ports import RunStatus
-from tests.local_stores import Desk, ended, until
-from tests.repositories import PROJECT
+from tests.support.local_platform import Desk, ended, until
+from tests.support.repositories import PROJECT
 
 # A run takes seconds by itself, and many times that where other things run.
 pytestmark = pytest.mark.timeout(900)

@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from ml_service.ports import RunStatus
-from tests.local_stores import Desk, ended, until
-from tests.ports import free_port
-from tests.repositories import definition
+from tests.support.local_platform import Desk, ended, until
+from tests.support.ports import free_port
+from tests.support.repositories import definition
 
 # A run takes seconds by itself, and many times that where other things run.
 pytestmark = pytest.mark.timeout(900)

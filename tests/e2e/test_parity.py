@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from emulators import Emulator
-from ml_service.pipelines.expand import expand
-from ml_service.pipelines.model import Pipeline, read
+from tools.azure_pipelines.expand import expand
+from tools.azure_pipelines.model import Pipeline, read
 from ml_service.stages import STAGES
-from tests.architecture.sources import ROOT, repository_files
-from tests.containers import engine_or_skip, registry_or_skip, removing_images
-from tests.e2e.pipeline_player import CANCELED, FAILED, SKIPPED, SUCCEEDED, Played, Player, make_checkout
+from tests.support.sources import repository_files, ROOT
+from tests.support.containers import engine_or_skip, registry_or_skip, removing_images
+from tools.azure_pipelines.player import CANCELED, FAILED, make_checkout, Played, Player, SKIPPED, SUCCEEDED
 
 FOLDER = ROOT / ".azure-pipelines"
 TRAIN, DEPLOY = "diabetes_regression-ci-train-register.yml", "diabetes_regression-cd-deploy.yml"

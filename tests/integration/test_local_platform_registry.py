@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError, UsageError
-from ml_service.platforms.mlflow_store import CHAMPION, MlflowStore, default_uri, version_tags
+from ml_service.platforms.local.mlflow_store import CHAMPION, default_uri, MlflowStore, version_tags
 from ml_service.ports import ModelVersion
-from tests.local_stores import Desk
+from tests.support.local_platform import Desk
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import pytest
 from ml_service.errors import MlopsError, UnavailableError, UsageError
 from ml_service.ports import Build, RunStatus
 from ml_service.project import LOCK
-from tests.local_stores import Desk, ended, until
-from tests.repositories import PROJECT, definition
+from tests.support.local_platform import Desk, ended, until
+from tests.support.repositories import definition, PROJECT
 
 # A run takes seconds by itself, and many times that where other things run.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -118,7 +118,7 @@ def test_the_pages_refuse_a_used_port_and_a_server_of_its_own(desk: Desk, tmp_pa
     import socket
 
     from ml_service.console import Console
-    from ml_service.platforms.mlflow_ui import serve
+    from ml_service.platforms.local.mlflow_ui import serve
 
     with socket.socket() as used:
         used.bind(("127.0.0.1", 0))

@@ -24,12 +24,12 @@ from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, 
 from ml_service.ports import Endpoint, Release, Verify
 from ml_service.smoke import smoke
 from ml_service.targets import open_target
-from ml_service.targets.local import LocalTarget
-from ml_service.targets.local_state import Control, Paths
-from tests.deployments import no_question
-from tests.fakes import EXAMPLES, make_release
-from tests.ports import free_port
-from tests.traffic import Traffic
+from ml_service.targets.local.target import LocalTarget
+from ml_service.targets.local.state import Control, Paths
+from tests.support.deployments import no_question
+from tests.support.fake_target import EXAMPLES, make_release
+from tests.support.ports import free_port
+from tests.support.traffic import Traffic
 
 pytestmark = pytest.mark.slow
 
@@ -478,7 +478,7 @@ class TestImports:
 
     def test_libraries_are_imported_when_used(self) -> None:
         """The adapter and the smoke test alone import neither HTTP library nor the lock."""
-        code = "import sys, ml_service.smoke, ml_service.targets.local; print(*sys.modules)"
+        code = "import sys, ml_service.smoke, ml_service.targets.local.target; print(*sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert {"aiohttp", "requests", "filelock", "asyncio"} & set(done.stdout.split()) == set()
 

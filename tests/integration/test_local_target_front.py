@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from ml_service.targets.front import Front, Upstream
+from ml_service.common.proxy import Front, Upstream
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

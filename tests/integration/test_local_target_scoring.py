@@ -18,9 +18,9 @@ from ml_service import package
 from ml_service.config import LocalTargetSettings, Settings
 from ml_service.ports import ModelVersion, Release, Verify
 from ml_service.smoke import smoke
-from ml_service.targets.local import LocalTarget
-from ml_service.targets.local_state import Control, Paths
-from tests.traffic import Traffic
+from ml_service.targets.local.target import LocalTarget
+from ml_service.targets.local.state import Control, Paths
+from tests.support.traffic import Traffic
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 from tests.scoring.conftest import Serve
-from tests.scoring.harness import PATIENCE
+from tests.support.scoring_server import PATIENCE
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.scoring.harness import KEY, OTHER_KEY, PATIENCE, Answer, Client, Server, request
+from tests.support.scoring_server import Answer, Client, KEY, OTHER_KEY, PATIENCE, request, Server
 
 GOOD = b'{"data": [[1, 2, 3]]}'
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import ConfigurationError
-from keys import KeyRing, Keys, read_file, take_from_env
+from scoring_service.errors import ConfigurationError
+from scoring_service.keys import KeyRing, Keys, read_file, take_from_env
 
 PRIMARY, SECONDARY = "primary-0123456789", "secondary-0123456789"
 

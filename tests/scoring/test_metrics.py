@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from metrics import CODES, STATUSES, SharedMetrics
+from scoring_service.metrics import CODES, SharedMetrics, STATUSES
 
 LABEL = r'[a-z0-9_]+="(?:[^"\\\n]|\\["\\n])*"'
 SAMPLE = re.compile(rf"([a-z_]+)(\{{{LABEL}(?:,{LABEL})*\}})? ([0-9.e+-]+)")
@@ -65,7 +65,7 @@ def test_every_status_and_code_that_is_raised_can_be_counted() -> None:
     """One missing from the lists would turn a refusal into a failure."""
     raised = [
         (int(status), code)
-        for path in SCORING.glob("*.py")
+        for path in SCORING.rglob("*.py")
         for status, code in re.findall(r'RequestError\(\s*(\d{3}), "([a-z0-9_]+)"', path.read_text())
     ]
     assert set() == {code for _, code in raised} - set(CODES)

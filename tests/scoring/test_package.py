@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from errors import PackageError, RequestError
-from model import load, read_package
-from tests.scoring.packages import LINEAR, MIXED, linear_graph, make_package, mixed_graph, slow_graph, write_manifest
+from scoring_service.errors import PackageError, RequestError
+from scoring_service.model.package import load, read_package
+from tests.support.packages import LINEAR, linear_graph, make_package, MIXED, mixed_graph, slow_graph, write_manifest
 
 
 def test_a_sound_package_answers(linear: Path, mixed: Path) -> None:

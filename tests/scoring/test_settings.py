@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import ConfigurationError
-from settings import Settings
+from scoring_service.errors import ConfigurationError
+from scoring_service.settings import Settings
 
 
 def test_defaults_and_values() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from tests.scoring.conftest import Serve
-from tests.scoring.harness import KEY, Client, Server, request
+from tests.support.scoring_server import Client, KEY, request, Server
 
 pytestmark = pytest.mark.slow
 

@@ -31,9 +31,9 @@ from ml_service.errors import (
     UsageError,
 )
 from ml_service.ports import Run
-from tests.fake_platform import FakePlatform
-from tests.fakes import FakeTarget
-from tests.repositories import PROJECT, make_repository, set_parameters, write_data
+from tests.support.fake_platform import FakePlatform
+from tests.support.fake_target import FakeTarget
+from tests.support.repositories import make_repository, PROJECT, set_parameters, write_data
 
 ROOT = Path(__file__).parents[2]
 TASKS: dict[str, Task[Any]] = {str(name): task for name, task in tasks.ns.tasks.items()}

@@ -1,0 +1,1 @@
+"""What everything that talks to Azure Resource Manager shares."""

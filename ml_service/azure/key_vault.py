@@ -1,0 +1,66 @@
+"""The endpoint's two keys in an Azure Key Vault: read there, and made there when they are missing."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ml_service.config import Settings
+from ml_service.errors import IntegrityError
+from ml_service.ports import Keys
+from ml_service.common import keys
+from ml_service.azure.errors import AbsentError, RETRIES, translated
+
+_NAMES = ("primary", "secondary")
+
+
+class VaultKeys:
+    """The secrets ``NAME-primary-key`` and ``NAME-secondary-key`` of the vault that the settings name."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._vault = settings.azure.keys_vault
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        from ml_service.azure.identity import credential
+
+        with translated(f"key vault {self._vault}"):
+            from azure.keyvault.secrets import SecretClient
+
+            return SecretClient(f"https://{self._vault}.vault.azure.net", credential(self._settings), **RETRIES)
+
+    def provide(self) -> None:
+        """Make what is missing: keys outlive deployments."""
+        for name, key in keys.new_keys().items():
+            if self._get(name) is None:
+                with translated(f"key vault {self._vault}"):
+                    self._client.set_secret(f"{self._name}-{name}-key", key)
+
+    def read(self) -> Keys:
+        """The keys.
+
+        Raises:
+            IntegrityError: the vault does not hold both.
+        """
+        found = {name: self._get(name) for name in _NAMES}
+        if not all(found.values()):
+            raise IntegrityError(
+                f"holds no secrets {self._name}-primary-key and -secondary-key",
+                where=f"key vault {self._vault}",
+                next_step="deploy again, which makes them, or set them",
+            )
+        return Keys(**{name: str(secret.value) for name, secret in found.items() if secret})
+
+    def version(self) -> str:
+        """Which versions of the secrets are current: changes when somebody changes a key, and tells nothing of it."""
+        found = [self._get(name) for name in _NAMES]
+        return " ".join(secret.properties.version for secret in found if secret) or "to be made"
+
+    def _get(self, name: str) -> Any | None:
+        try:
+            with translated(f"key vault {self._vault}"):
+                return self._client.get_secret(f"{self._name}-{name}-key")
+        except AbsentError:
+            return None

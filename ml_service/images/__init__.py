@@ -1,0 +1,1 @@
+"""The scoring image: building, signing and finding it in a registry."""

@@ -1,0 +1,1 @@
+"""Azure ML by azureml-sdk (SDK v1)."""

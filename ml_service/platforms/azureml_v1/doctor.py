@@ -1,0 +1,130 @@
+"""``inv doctor --platform azureml``: what would fail later, said in seconds."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ml_service.azure_devops import harmless
+from ml_service.config import Settings
+from ml_service.errors import INSTALL, MlopsError, UnavailableError
+from ml_service.platforms.azureml_v1.pipeline import refuse_failed
+from ml_service.platforms.azureml_v1.sdk import attempt, connect, import_sdk, require
+from ml_service.ports import Finding
+
+# Source: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
+_NAMES = {
+    "AML_COMPUTE_CLUSTER_NAME": (
+        "compute_name", r"[A-Za-z][A-Za-z0-9-]{0,14}[A-Za-z0-9]", "2 to 16 letters, digits, dashes"
+    ),
+    "WORKSPACE_NAME": ("workspace_name", r"[A-Za-z0-9][\w-]{2,32}", "3 to 33 letters, digits, dashes, underscores"),
+    "EXPERIMENT_NAME": ("experiment_name", r"|[A-Za-z0-9][\w-]{0,254}", "up to 255 letters, digits, dashes"),
+    "DATASET_NAME": ("dataset_name", r"|[A-Za-z0-9][\w.-]{0,254}", "up to 255 letters, digits, dashes, dots"),
+    "AML_CLUSTER_PRIORITY": ("compute_priority", "lowpriority|dedicated", "lowpriority or dedicated"),
+}  # fmt: skip
+
+
+def diagnose(settings: Settings) -> Sequence[Finding]:
+    """Settings, names, SDK, sign-in and workspace, compute and quota; what comes after a failure is left out."""
+    findings = [_python(), *_names(settings)]
+    findings.append(_check("settings", lambda: _required(settings)))
+    findings.append(_check("azureml-sdk", _sdk))
+    if not all(finding.ok for finding in findings):
+        return findings
+    found: list[Any] = []
+
+    def open_workspace() -> str:
+        workspace = connect(settings)
+        found.append(workspace)
+        return f"{workspace.name} in {workspace.location}"
+
+    findings.append(_check("workspace", open_workspace))
+    if found:
+        findings.append(_check("compute", lambda: _compute(settings, found[0])))
+        findings.append(_check("quota", lambda: _quota(settings, found[0])))
+    return findings
+
+
+def _check(subject: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, True, harmless(look()))
+    except MlopsError as error:
+        return Finding(subject, False, f"{error.where}: {error.what}" if error.where else error.what, error.next_step)
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info[:2] < (3, 12), f"{version}; azureml-sdk needs 3.11 or less", INSTALL)
+
+
+def _names(settings: Settings) -> list[Finding]:
+    findings = []
+    for setting, (attribute, pattern, rule) in _NAMES.items():
+        value = getattr(settings.azure, attribute)
+        if value and not re.fullmatch(pattern, value):
+            findings.append(Finding(setting, False, f"{harmless(value)!r} is no name that Azure takes", f"use {rule}"))
+    if settings.azure.compute_min_nodes > settings.azure.compute_max_nodes:
+        findings.append(
+            Finding("AML_CLUSTER_MIN_NODES", False, "is more than AML_CLUSTER_MAX_NODES", "set it to 0")
+        )
+    return findings
+
+
+def _required(settings: Settings) -> str:
+    require(settings.azure, "subscription_id", "resource_group", "workspace_name")
+    return "subscription, resource group and workspace are named"
+
+
+def _sdk() -> str:
+    return f"azureml-core {import_sdk().VERSION}"
+
+
+def _compute(settings: Settings, workspace: Any) -> str:
+    from azureml.core.compute import ComputeTarget
+
+    azure = settings.azure
+    where = f"compute of workspace {workspace.name}"
+    clusters = attempt(lambda: ComputeTarget.list(workspace), where)
+    for cluster in clusters:
+        if cluster.name == azure.compute_name:
+            refuse_failed(cluster, f"compute cluster {cluster.name} of workspace {workspace.name}")
+            return f"{cluster.name} is there: {cluster.provisioning_state}"
+    return f"{azure.compute_name} is not there: publish creates it"
+
+
+def _quota(settings: Settings, workspace: Any) -> str:
+    from azureml.core.compute import AmlCompute
+
+    azure = settings.azure
+    where = f"quota of {workspace.location}"
+    sizes = attempt(lambda: AmlCompute.supported_vmsizes(workspace), where)
+    size = next((each for each in sizes if each["name"].lower() == azure.compute_sku.lower()), None)
+    if size is None:
+        raise UnavailableError(
+            f"there is no size {azure.compute_sku}", where=where, next_step="set AML_COMPUTE_CLUSTER_CPU_SKU"
+        )
+    cores = int(size["vCPUs"]) * azure.compute_max_nodes
+    needed = f"{azure.compute_max_nodes} nodes of {azure.compute_sku} need {cores} cores"
+    kind = "lowpriority" if azure.compute_priority == "lowpriority" else _family(azure.compute_sku)
+    for usage in attempt(lambda: AmlCompute.list_usages(workspace), where):
+        if kind in str(usage["name"]["value"]).lower():
+            return _compare(needed, cores, int(usage["limit"]) - int(usage["currentValue"]), where)
+    return f"{needed}; Azure lists no quota for them"
+
+
+def _family(sku: str) -> str:
+    """The name under which Azure counts the cores of a size: STANDARD_DS2_V2 is one of standarddsv2family."""
+    series, _, version = sku.lower().removeprefix("standard_").partition("_")
+    return f"standard{re.sub(r'[0-9]+', '', series)}{version}family"
+
+
+def _compare(needed: str, cores: int, free: int, where: str) -> str:
+    if cores > free:
+        raise UnavailableError(
+            f"{needed}, {free} are free",
+            where=where,
+            next_step="set AML_CLUSTER_MAX_NODES to less, or ask for more quota",
+        )
+    return f"{needed}, {free} are free"

@@ -1,0 +1,262 @@
+"""Model versions in the registry of an Azure ML workspace, as the port means them. See docs/adr/0051.
+
+Used on both sides: by the adapter, and by the steps on the compute. The registry has no aliases and no locks, but it
+gives out version numbers one by one. A version is registered as *pending*, which no reader sees, and becomes a version
+of ours when the property ``champion_since`` is added; the champion is the highest of those that is not withdrawn.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ml_service.azure_devops import harmless
+from ml_service.errors import IntegrityError, UnavailableError, UsageError
+from ml_service.package import compare_files, hash_files
+from ml_service.platforms.azureml_v1.sdk import attempt, is_missing, translated
+from ml_service.ports import ModelVersion
+
+TAGS = (
+    "run_id", "build_id", "build_uri", "git_commit", "pipeline_id", "data_sha256", "lock_sha256",
+    "training_rows_sha256", "runtime",
+)  # fmt: skip
+"""What a version carries from the call that creates it, as the port lists it."""
+
+CONFIRMED = "champion_since"
+WITHDRAWN = "withdrawn"
+CONTENT = "version"
+"""The folder whose files a version is made of; the registry keeps its name."""
+
+_FILE, _METRIC = "file:", "metric:"
+_PATIENCE = (10, 60)
+"""Seconds to connect to the storage, and between two pieces of a file."""
+_CHUNK = 1 << 20
+
+
+class LostRace(UnavailableError):
+    """Another run registered a version between our gate and our registration; ours was taken back."""
+
+
+class Registry:
+    """One workspace's model versions."""
+
+    def __init__(self, workspace: Any) -> None:
+        self._workspace = workspace
+
+    def versions(self, model_name: str) -> list[ModelVersion]:
+        """The confirmed versions, oldest first; what others put under the name is not ours to serve."""
+        return [_version(model) for model in self._models(model_name) if CONFIRMED in model.properties]
+
+    def version(self, model_name: str, version: str) -> ModelVersion:
+        """One version.
+
+        Raises:
+            UsageError: there is none of that number that the gate registered.
+        """
+        for each in self.versions(model_name):
+            if each.version == version:
+                return each
+        raise UsageError(
+            f"{model_name}:{version} is not registered",
+            where=f"workspace {self._workspace.name}",
+            next_step="look at the models of the workspace: https://ml.azure.com",
+        )
+
+    def champion(self, model_name: str) -> ModelVersion | None:
+        """The newest version that is not withdrawn: each one was champion when it was confirmed."""
+        standing = [version for version in self.versions(model_name) if not version.withdrawn]
+        return standing[-1] if standing else None
+
+    def newest(self, model_name: str) -> int:
+        """The highest number of a confirmed version so far, 0 before the first."""
+        return max((int(version.version) for version in self.versions(model_name)), default=0)
+
+    def _models(self, model_name: str) -> list[Any]:
+        from azureml.core import Model
+
+        where = f"models {model_name} of workspace {self._workspace.name}"
+        found = attempt(lambda: Model.list(self._workspace, name=model_name, expand=False), where)
+        exact = [model for model in found if model.name == model_name]
+        return sorted(exact, key=lambda model: int(model.version))
+
+    def register(
+        self,
+        model_name: str,
+        directory: Path,
+        tags: Mapping[str, str],
+        registration: Mapping[str, Any],
+        *,
+        newest_seen: int,
+        is_alive: Callable[[str], bool],
+    ) -> ModelVersion:
+        """Make a version of the files below ``directory``, and the champion of it.
+
+        ``directory`` must be below the working directory: the SDK refuses any other. ``newest_seen`` was read before
+        the gate. ``is_alive`` says of a run's id whether the run still goes on: a pending version that a dead run
+        left behind is in nobody's way.
+
+        Raises:
+            LostRace: another run was faster; what this one registered is taken back.
+        """
+        from azureml.core import Model
+
+        where = f"model {model_name} of workspace {self._workspace.name}"
+        with translated(where):
+            created = Model.register(
+                self._workspace,
+                str(directory),
+                model_name,
+                tags=_tags(tags),
+                properties=_properties(registration),
+            )
+        self._remove_twins(model_name, created, tags["run_id"])
+        self._refuse_lost_race(model_name, created, tags["run_id"], newest_seen, is_alive)
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        # Properties are written once and never changed; the tag of a withdrawal cannot get in the way of this one.
+        attempt(lambda: self._confirm(created.id, moment), where)
+        return self.version(model_name, str(created.version))
+
+    def _confirm(self, identifier: str, moment: str) -> None:
+        from azureml.core import Model
+
+        model = Model(self._workspace, id=identifier, expand=False)
+        if CONFIRMED not in model.properties:
+            model.add_properties({CONFIRMED: moment})
+
+    def _remove_twins(self, model_name: str, created: Any, run_id: str) -> None:
+        # The SDK repeats a call whose answer got lost, and then the registry holds the version twice.
+        for model in self._models(model_name):
+            if _is_pending(model) and model.tags.get("run_id") == run_id and model.version != created.version:
+                self._delete(model)
+
+    def _refuse_lost_race(
+        self, model_name: str, created: Any, run_id: str, seen: int, is_alive: Callable[[str], bool]
+    ) -> None:
+        for model in self._models(model_name):
+            between = seen < int(model.version) < int(created.version)
+            if between and (not _is_pending(model) or is_alive(model.tags.get("run_id", ""))):
+                self._delete(created)
+                raise LostRace(
+                    f"another run registered {model.name}:{model.version} while this one was compared with the "
+                    "champion before",
+                    where=f"workspace {self._workspace.name}",
+                    next_step="run: inv train, which compares with the new champion",
+                )
+
+    def _delete(self, model: Any) -> None:
+        try:
+            attempt(model.delete, f"model {model.id}")
+        except UnavailableError:
+            # It stays pending, and so unseen; the run that made it has ended, so it is in nobody's way.
+            return
+
+    def withdraw(self, version: ModelVersion, reason: str) -> ModelVersion | None:
+        """Mark a version; returns the champion afterwards."""
+        from azureml.core import Model
+
+        def mark() -> None:
+            model = Model(self._workspace, id=version.id, expand=False)
+            if WITHDRAWN not in model.tags:
+                model.add_tags({WITHDRAWN: reason})
+
+        if not self.version(version.name, version.version).withdrawn:
+            attempt(mark, f"model {version.id} of workspace {self._workspace.name}")
+        return self.champion(version.name)
+
+    def download(self, version: ModelVersion, directory: Path) -> None:
+        """Fill ``directory`` with a version's files.
+
+        Raises:
+            UsageError: the version was deleted in between.
+            IntegrityError: what came is not what was registered, or a file would be written elsewhere.
+        """
+        where = f"model {version.id} of workspace {self._workspace.name}"
+        addresses = attempt(lambda: self._addresses(version), where)
+        for name in version.files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise IntegrityError(
+                    f"it names a file outside of itself: {harmless(name)}",
+                    where=where,
+                    next_step=f"withdraw {version.reference}: nothing of ours registered that",
+                )
+            if address := addresses.get(f"{CONTENT}/{name}"):
+                attempt(functools.partial(_fetch, address, directory / name), where)
+        compare_files(
+            version.files,
+            hash_files(directory),
+            where=directory,
+            next_step=f"withdraw {version.reference}: what the workspace holds is not what was registered",
+        )
+
+    def _addresses(self, version: ModelVersion) -> dict[str, str]:
+        """Where each file of the version is, signed for reading."""
+        from azureml.core import Model
+
+        try:
+            model = Model(self._workspace, id=version.id, expand=False)
+        except Exception as error:
+            if is_missing(error):
+                raise UsageError(
+                    f"{version.reference} was deleted from the workspace",
+                    where=f"workspace {self._workspace.name}",
+                    next_step="choose another version: --model NAME:VERSION",
+                ) from None
+            raise
+        addresses: dict[str, str] = model.get_sas_urls()
+        return addresses
+
+
+def _fetch(address: str, path: Path) -> None:
+    # Model.download repeats each try of the storage client five times, which together takes minutes to give up.
+    import requests
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with requests.get(address, stream=True, timeout=_PATIENCE) as answer:
+        answer.raise_for_status()
+        with path.open("wb") as file:
+            for chunk in answer.iter_content(_CHUNK):
+                file.write(chunk)
+
+
+def _is_pending(model: Any) -> bool:
+    return CONFIRMED not in model.properties
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Ours, and under the names by which the CI pipeline's users know them; an empty value is left out."""
+    known = {"BuildId": tags["build_id"], "BuildUri": tags["build_uri"]}
+    return {name: value for name, value in {**tags, **known}.items() if value}
+
+
+def _properties(registration: Mapping[str, Any]) -> dict[str, str]:
+    """Files and metrics, one property each: the service limits how long a value may be."""
+    files = {f"{_FILE}{path}": str(digest) for path, digest in registration["files"].items()}
+    metrics = {f"{_METRIC}{name}": repr(float(value)) for name, value in registration["metrics"].items()}
+    return {**files, **metrics}
+
+
+def _stripped(values: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): value for name, value in sorted(values.items()) if name.startswith(prefix)}
+
+
+def _version(model: Any) -> ModelVersion:
+    created: datetime = model.created_time
+    return ModelVersion(
+        id=f"{model.name}:{model.version}",
+        name=model.name,
+        version=str(model.version),
+        created=created.astimezone(UTC).isoformat(timespec="milliseconds"),
+        tags={name: harmless(model.tags.get(name, "")) for name in TAGS},
+        metrics={name: float(value) for name, value in _stripped(model.properties, _METRIC).items()},
+        files=_stripped(model.properties, _FILE),
+        withdrawn=harmless(model.tags.get(WITHDRAWN, "")),
+    )
+
+
+def newest_of_build(versions: Sequence[ModelVersion], build_id: str) -> ModelVersion | None:
+    """The newest version that a build registered and nobody withdrew."""
+    mine = [version for version in versions if version.tags["build_id"] == build_id and not version.withdrawn]
+    return mine[-1] if mine else None

@@ -1,0 +1,1 @@
+"""This machine: MLflow tracks, processes run, a folder keeps the pipelines."""

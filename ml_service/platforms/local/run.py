@@ -1,0 +1,252 @@
+"""A training run on this machine, as a process of its own: ``python -m ml_service.platforms.local.run
+RUN_DIRECTORY``.
+
+``LocalPlatform.submit`` prepares the directory and starts the process; it trains, lets the gate decide, registers,
+and writes how it stands into ``run.json``. The process goes on when whoever submitted it is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ml_service.errors import MlopsError, UnavailableError
+from ml_service.package import copy_registered, write_json
+from ml_service.ports import Build, ModelVersion, Run, RunStatus
+from ml_service.project import StepProcess, read_step_json
+
+if TYPE_CHECKING:
+    from ml_service.platforms.local.mlflow_store import MlflowStore
+
+RUN_JSON = "run.json"
+LOG = "log"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What ``order.json`` in a run's directory says: all that the process needs to know. Paths are absolute."""
+
+    run_id: str
+    project: str
+    model_name: str
+    sources: str
+    store: str
+    experiment: str
+    run_evaluation: bool
+    allow_run_cancel: bool
+    tags: Mapping[str, str]
+
+
+def read_order(directory: Path) -> Order:
+    """The order that ``submit`` wrote."""
+    return Order(**json.loads((directory / "order.json").read_bytes()))
+
+
+def write_order(directory: Path, order: Order) -> None:
+    """Write what the process of this run will read."""
+    write_json(directory / "order.json", asdict(order))
+
+
+def write_run(directory: Path, run: Run) -> None:
+    """Record how a run stands."""
+    write_json(directory / RUN_JSON, asdict(run))
+
+
+def say(line: str) -> None:
+    """One line of the run's log, which ``wait`` shows as progress."""
+    print(line, flush=True)
+
+
+class TrainingRun:
+    """One run: train, gate, register. ``directory`` holds ``order.json``, ``run.json`` and ``data.csv``."""
+
+    def __init__(self, directory: Path, run: Run) -> None:
+        self._directory = directory
+        self._run = run
+        self._order = read_order(directory)
+        self._sources = Path(self._order.sources)
+        self._tags = dict(self._order.tags)
+
+    def execute(self) -> Run:
+        """Run to the end; what goes wrong becomes the run's error."""
+        with self._training() as training:
+            # MLflow takes seconds to import and open; the training process uses them.
+            from ml_service.platforms.local.mlflow_store import MlflowStore
+
+            order = self._order
+            store = MlflowStore(os.environ.get("MLFLOW_TRACKING_URI", ""), Path(order.store), order.experiment)
+            recorded = store.start_run(order.run_id, self._tags)
+            try:
+                training.finish(self._say)
+                self._log_training(store, recorded)
+                run = self._decide(store, recorded)
+            except BaseException:
+                store.end_run(recorded, "failed")
+                raise
+            store.end_run(recorded, run.status.value)
+            return run
+
+    def _training(self) -> AbstractContextManager[StepProcess]:
+        say(f"train: {self._order.project}, published as {self._tags['pipeline_id']}")
+        return self._started("train", *self._inputs(), "--output", str(self._candidate))
+
+    @property
+    def _candidate(self) -> Path:
+        return self._directory / "candidate"
+
+    def _inputs(self) -> list[str]:
+        parameters = self._sources / self._order.project / "parameters.json"
+        return ["--data", str(self._directory / "data.csv"), "--parameters", str(parameters)]
+
+    @contextmanager
+    def _started(self, *arguments: str) -> Iterator[StepProcess]:
+        """A step that does not outlive the block, whenever a request to end the run arrives."""
+        with ExitStack() as ending:
+            with _request.held_back():
+                step = StepProcess(self._order.project, arguments, self._sources, os.environ)
+                ending.callback(step.stop)
+            yield step
+
+    def _step(self, *arguments: str) -> None:
+        with self._started(*arguments) as step:
+            step.finish(self._say)
+
+    def _say(self, line: str) -> None:
+        # Paths of the run are long, and the run's directory has been named.
+        say(line.replace(f"{self._directory}/", ""))
+
+    def _log_training(self, store: MlflowStore, recorded: str) -> None:
+        store.log(recorded, read_step_json(self._candidate / "metrics.json"), {})
+        store.log_directory(recorded, self._candidate / "plots", "plots")
+
+    def _decide(self, store: MlflowStore, recorded: str) -> Run:
+        with store.lock(self._order.model_name):
+            champion = store.settle(self._order.model_name)
+            newest = store.newest(self._order.model_name)
+            verdict = self._verdict(store, recorded, champion)
+            run = replace(self._run, verdict=verdict)
+            if not verdict["accept"]:
+                return self._not_better(run)
+            return self._register(store, recorded, run, newest)
+
+    def _verdict(self, store: MlflowStore, recorded: str, champion: ModelVersion | None) -> dict[str, Any]:
+        if not self._order.run_evaluation:
+            verdict: dict[str, Any] = {"accept": True, "reason": "RUN_EVALUATION=false: registered without comparing"}
+            write_json(self._directory / "verdict.json", verdict)
+        else:
+            verdict = self._evaluate(store, champion)
+            store.log_directory(recorded, self._directory / "evaluation" / "plots", "plots")
+        say(f"verdict: {'accepted' if verdict['accept'] else 'rejected'}: {verdict['reason']}")
+        store.log(recorded, {}, {"verdict": json.dumps(verdict)})
+        return verdict
+
+    def _evaluate(self, store: MlflowStore, champion: ModelVersion | None) -> dict[str, Any]:
+        output = self._directory / "evaluation"
+        arguments = ["evaluate", *self._inputs(), "--candidate", str(self._candidate), "--output", str(output)]
+        if champion:
+            say(f"evaluate: against the champion {champion.reference}")
+            store.download(champion, _empty(self._directory / "champion"))
+            arguments += ["--champion", str(self._directory / "champion")]
+        self._step(*arguments)
+        shutil.copyfile(output / "verdict.json", self._directory / "verdict.json")
+        return read_step_json(output / "verdict.json")
+
+    def _not_better(self, run: Run) -> Run:
+        canceled = self._order.allow_run_cancel
+        return replace(run, status=RunStatus.CANCELED if canceled else RunStatus.COMPLETED)
+
+    def _register(self, store: MlflowStore, recorded: str, run: Run, newest: int) -> Run:
+        from ml_service.platforms.local.mlflow_store import version_tags
+
+        output = self._directory / "registration"
+        verdict = self._directory / "verdict.json"
+        self._step("register", "--candidate", str(self._candidate), "--verdict", str(verdict), "--output", str(output))
+        registration = read_step_json(output / "registration.json")
+        content = copy_registered(self._candidate, registration["files"], _empty(self._directory / "version"))
+        tags = version_tags(registration, self._tags)
+        version = store.register(recorded, self._order.model_name, content, tags, newest_seen=newest)
+        say(f"registered: {version.reference}, the new champion")
+        return replace(run, status=RunStatus.COMPLETED, registered=version.reference)
+
+
+def _empty(directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+class Terminated(Exception):
+    """The run was asked to end."""
+
+
+class Request:
+    """A request to end the run (SIGTERM): raises where the run is, but not where it would lose track of a process."""
+
+    def __init__(self) -> None:
+        self._held_back = False
+        self._arrived = False
+
+    def arrive(self, signum: int, frame: FrameType | None) -> None:
+        """Handle the signal. Once is enough: a second request must not interrupt the record of the first."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._arrived = True
+        if not self._held_back:
+            raise Terminated
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """A request that arrives inside the block is raised at its end."""
+        self._held_back = True
+        try:
+            yield
+        finally:
+            self._held_back = False
+        if self._arrived:
+            raise Terminated
+
+
+_request = Request()
+
+
+def main(directory: Path) -> int:
+    """Execute the run in ``directory``; returns the exit code of its error's kind."""
+    signal.signal(signal.SIGTERM, _request.arrive)
+    run = read_run(directory)
+    try:
+        ended = TrainingRun(directory, run).execute()
+    except Terminated:
+        ended = replace(run, status=RunStatus.FAILED, error="was canceled by request", exit_code=130)
+    except MlopsError as error:
+        ended = _failed(run, error)
+    except OSError as error:
+        ended = _failed(run, UnavailableError(error.strerror or str(error), where=str(error.filename or directory)))
+    say(f"run {run.id}: {ended.status.value}" + (f": {ended.error}" if ended.error else ""))
+    write_run(directory, ended)
+    return ended.exit_code
+
+
+def _failed(run: Run, error: MlopsError) -> Run:
+    return replace(run, status=RunStatus.FAILED, error=str(error), exit_code=error.exit_code)
+
+
+def read_run(directory: Path) -> Run:
+    """How the run in ``directory`` stands, as far as it wrote it down."""
+    raw = json.loads((directory / RUN_JSON).read_bytes())
+    return Run(**{**raw, "build": Build(**raw["build"]), "status": RunStatus(raw["status"])})
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is written down. Python would take more than a second to take MLflow apart, object by object.
+    os._exit(code)

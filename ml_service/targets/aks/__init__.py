@@ -1,0 +1,1 @@
+"""A Kubernetes cluster, such as Azure Kubernetes Service."""

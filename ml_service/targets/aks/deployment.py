@@ -1,0 +1,174 @@
+"""What the target aks writes into its objects about a version, and how a version becomes a Deployment."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ml_service.config import Settings
+from ml_service.errors import ConfigurationError, UsageError
+from ml_service.ports import Release
+from ml_service.targets.aks.client import Object
+from ml_service.targets.aks.manifests import load
+
+VERSION = "mlops/version"
+PREVIOUS = "mlops/previous"
+KEYS_PATH = "/var/run/scoring-keys/keys.json"
+
+STABLE, CANDIDATE, CANARY = "stable", "candidate", "canary"
+
+_OWN_OPTIONS = ("SCORING_HOST", "SCORING_PORT", "SCORING_SOCKET")
+_DRAIN_LEAST = 8.0
+_TIMEOUT_DEFAULT = 30.0
+"""Seconds: what the scoring server has for its last requests, and for any one, where nothing says otherwise."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version as it runs. ``image`` is named by digest; ``since`` is UTC, ISO 8601, empty until it serves."""
+
+    image: str
+    package_sha256: str
+    model_name: str
+    model_version: str
+    build_id: str
+    environment: Mapping[str, str]
+    cpu: float
+    memory_mb: int
+    since: str = ""
+
+    @classmethod
+    def of(cls, release: Release, settings: Settings) -> Version:
+        """The version that ``release`` would be under ``settings``.
+
+        Raises:
+            UsageError: the release's image was never pushed, so that a cluster cannot have it.
+        """
+        if not release.image or not release.image_digest:
+            raise UsageError(
+                "the artifact has no pushed image, and a cluster gets its images from a registry",
+                where="image.json",
+                next_step="run: inv build-image --push",
+            )
+        return cls(
+            image=f"{release.image}@{release.image_digest}",
+            package_sha256=release.package_sha256,
+            model_name=release.model_name,
+            model_version=release.model_version,
+            build_id=release.build_id,
+            environment=_environment(settings),
+            cpu=settings.aks.cpu,
+            memory_mb=round(settings.aks.memory_gb * 1024),
+        )
+
+    @property
+    def digest(self) -> str:
+        """The image's digest."""
+        return self.image.partition("@")[2]
+
+    @property
+    def model(self) -> dict[str, str]:
+        """As a status tells it."""
+        return {"name": self.model_name, "version": self.model_version}
+
+    def same_as(self, other: Version | None) -> bool:
+        """Whether both answer alike and run alike."""
+        return other is not None and replace(self, since="", build_id="") == replace(other, since="", build_id="")
+
+    def serving_now(self) -> Version:
+        """The same, with the time."""
+        return replace(self, since=datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __str__(self) -> str:
+        return f"{self.model_name} version {self.model_version}"
+
+
+def read_version(deployment: Object | None, annotation: str = VERSION) -> Version | None:
+    """The version that a Deployment says it holds."""
+    if deployment is None:
+        return None
+    raw = deployment["metadata"].get("annotations", {}).get(annotation, "")
+    return Version(**json.loads(raw)) if raw else None
+
+
+def deployment(settings: Settings, version: Version, track: str, previous: Version | None = None) -> Object:
+    """The Deployment of ``version`` on one of the tracks: stable, candidate (asked, serves nobody) or canary."""
+    body = load(settings.root / "scoring" / "k8s" / "deployment.yaml", _values(settings, version, track))
+    body["metadata"]["annotations"] = {
+        VERSION: json.dumps(asdict(version), sort_keys=True),
+        **({PREVIOUS: json.dumps(asdict(previous), sort_keys=True)} if previous else {}),
+    }
+    return body
+
+
+def track_name(settings: Settings, track: str) -> str:
+    """The Deployment's name; the stable one has the plain name."""
+    return settings.aks.name if track == STABLE else f"{settings.aks.name}-{track}"
+
+
+def supporting(settings: Settings, folder: Path, names: Sequence[str], values: Mapping[str, Any]) -> list[Object]:
+    """The objects around the Deployments, by file name."""
+    aks = settings.aks
+    filled = {
+        "name": aks.name,
+        "service_type": aks.service_type or ("ClusterIP" if aks.host else "LoadBalancer"),
+        "target_utilization": aks.target_utilization,
+        "host": aks.host,
+        "ingress_class": aks.ingress_class,
+        "tls_secret": aks.tls_secret or f"{aks.name}-tls",
+        **values,
+    }
+    return [load(folder / f"{name}.yaml", filled) for name in names]
+
+
+def _values(settings: Settings, version: Version, track: str) -> dict[str, Any]:
+    aks = settings.aks
+    return {
+        "deployment": track_name(settings, track),
+        "name": aks.name,
+        "track": track,
+        "serves": "no" if track == CANDIDATE else "yes",
+        "package_sha256": version.package_sha256,
+        "model": f"{version.model_name}:{version.model_version}",
+        "build_id": version.build_id,
+        "image": version.image,
+        "environment": [{"name": name, "value": value} for name, value in sorted(version.environment.items())],
+        "cpu": f"{round(version.cpu * 1000)}m",
+        "memory": f"{version.memory_mb}Mi",
+        "startup_seconds": round(aks.startup_timeout),
+        "drain_seconds": str(aks.drain_seconds),
+        "termination_seconds": aks.drain_seconds + math.ceil(_drain(version.environment)) + 7,
+    }
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """How the scoring server is to run. Never a key: those are in a file of their own."""
+    env, aks = settings.env, settings.aks
+    ours = (name for name in env if name.startswith("SCORING_") and "KEY" not in name)
+    chosen = {name: env[name] for name in ours if name not in _OWN_OPTIONS and env[name]}
+    if aks.scoring_timeout_ms:
+        chosen["SCORING_TIMEOUT"] = f"{aks.scoring_timeout_ms / 1000:g}"
+    if aks.max_concurrent:
+        chosen["SCORING_MAX_QUEUE"] = str(aks.max_concurrent)
+    chosen["SCORING_DRAIN_TIMEOUT"] = f"{_drain(chosen):g}"
+    return {**chosen, "SCORING_WORKERS": str(settings.local_target.workers), "SCORING_KEYS_FILE": KEYS_PATH}
+
+
+def _drain(environment: Mapping[str, str]) -> float:
+    """Seconds for the requests that a pod works on when it is told to end: as long as the slowest may take."""
+    timeout = _seconds(environment, "SCORING_TIMEOUT", _TIMEOUT_DEFAULT)
+    return _seconds(environment, "SCORING_DRAIN_TIMEOUT", max(_DRAIN_LEAST, timeout) + 1)
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name) or str(default)
+    try:
+        return min(float(text), 3600.0)
+    except ValueError:
+        what = f"is not a number: {text!r}"
+        raise ConfigurationError(what, where=name, next_step="use seconds, such as 30") from None

@@ -1,0 +1,220 @@
+"""Deploy an artifact, ask the live endpoint, and move between versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from ml_service import package
+from ml_service.config import Settings
+from ml_service.console import Console
+from ml_service.errors import (
+    MlopsError,
+    UnhealthyError,
+    UsageError,
+)
+from ml_service.ports import (
+    Endpoint,
+    Keys,
+    Plan,
+    Platform,
+    Release,
+    Status,
+    Target,
+    Verify,
+)
+from ml_service.smoke import smoke as ask
+from ml_service.workflows.artifact import package_artifact, refuse_foreign, release
+
+
+def deploy(
+    settings: Settings,
+    platform: Platform,
+    target: Target,
+    console: Console,
+    *,
+    artifact: Path,
+    dry_run: bool = False,
+    canary_percent: int | None = None,
+) -> Plan:
+    """Plan, show the plan and, unless ``dry_run``, apply it.
+
+    The candidate is asked its package's examples before it serves.
+    """
+    found = package.read_artifact(artifact)
+    refuse_foreign(settings, found)
+    ready = release(found)
+    console.line(
+        f"{ready.model_name}:{ready.model_version} of build {ready.build_id}, package {ready.package_sha256[:12]}"
+    )
+    plan = target.plan(ready, canary_percent=canary_percent)
+    _show(plan, console)
+    if dry_run:
+        _refuse_withdrawn(platform, ready, console)
+        console.line("a dry run: nothing was changed")
+        return plan
+    # Asking the registry takes seconds; the candidate comes up meanwhile, and must not serve before the answer.
+    with ThreadPoolExecutor(max_workers=1) as asking:
+        standing = asking.submit(_refuse_withdrawn, platform, ready, console)
+        try:
+            status = target.apply(plan, _verification(settings, console, standing), console.progress)
+        except UnhealthyError:
+            # When it is the registry's answer that kept the candidate from serving, that is the error to report.
+            standing.result()
+            raise
+        standing.result()
+    console.output("scoring_url", status.url)
+    _say_status(status, console)
+    return plan
+
+
+def _verification(settings: Settings, console: Console, standing: Future[None] | None = None) -> Verify:
+    """Ask a candidate its package's examples; ``standing`` ends when the registry allows the model, or raises."""
+
+    def verify(endpoint: Endpoint, directory: Path | None) -> None:
+        if directory:
+            ask(endpoint, directory, timeout=settings.smoke_timeout, progress=console.progress)
+        if standing:
+            standing.result()
+
+    return verify
+
+
+def _refuse_withdrawn(platform: Platform, ready: Release, console: Console) -> None:
+    try:
+        version = platform.version(ready.model_name, ready.model_version)
+    except UsageError:
+        console.warning(
+            f"{ready.model_name}:{ready.model_version} is unknown to this registry, so it may have been withdrawn"
+        )
+        return
+    if version.withdrawn:
+        raise UsageError(
+            f"{version.reference} is withdrawn: {version.withdrawn}",
+            where="--artifact",
+            next_step="deploy another model",
+        )
+
+
+def _show(plan: Plan, console: Console) -> None:
+    if not plan.steps:
+        console.line(f"plan for {plan.target}: nothing to change, this package serves already")
+    else:
+        console.line(f"plan for {plan.target}:")
+    for step in plan.steps:
+        console.line(f"  {step.action} {step.subject}")
+        for line in step.diff.splitlines():
+            console.line(f"      {line}")
+
+
+def _say_status(status: Status, console: Console) -> None:
+    console.line(f"{status.model['name']}:{status.model['version']} {status.state} at {status.url}/score")
+
+
+def smoke(settings: Settings, target: Target, console: Console, *, artifact: Path) -> None:
+    """Ask the live endpoint for the package's own examples; when it fails, the version before is put back.
+
+    Raises:
+        UnhealthyError: an answer is not what the package says; the version before serves again, where there was one.
+    """
+    status = target.status()
+    if not status:
+        raise UsageError("nothing is deployed", where=target.name, next_step=f"run: inv deploy --target {target.name}")
+    try:
+        ask(
+            target.endpoint(),
+            _served_package(status, artifact),
+            timeout=settings.smoke_timeout,
+            progress=console.progress,
+        )
+    except UnhealthyError as error:
+        raise _put_back(settings, target, console, status, error) from None
+    console.line(
+        f"{status.model['name']}:{status.model['version']} answers its package's examples at {status.url}/score"
+    )
+
+
+def _served_package(status: Status, artifact: Path) -> Path:
+    """The package that serves: the target's copy of it, or else the artifact when that is the one."""
+    if status.package and Path(status.package).is_dir():
+        return Path(status.package)
+    candidate = package.read_artifact(artifact)
+    if candidate.package_sha256 != status.package_sha256:
+        raise UsageError(
+            f"what serves is package {status.package_sha256[:12]}, the artifact is {candidate.package_sha256[:12]}",
+            where=str(artifact),
+            next_step="pass the artifact that was deployed: --artifact DIR",
+        )
+    return candidate.package
+
+
+def _put_back(
+    settings: Settings, target: Target, console: Console, failed: Status, error: UnhealthyError
+) -> UnhealthyError:
+    if not failed.previous:
+        return UnhealthyError(
+            error.what, where=error.where, next_step="there is no version before to go back to: fix it, or inv undeploy"
+        )
+    try:
+        restored = rollback(settings, target, console)
+    except MlopsError as failure:
+        kept = f"{failed.model['name']}:{failed.model['version']} still serves"
+        raise UnhealthyError(
+            f"{error.what}; and the version before could not be put back ({failure.what}): {kept}",
+            where=error.where,
+            next_step=failure.next_step or error.next_step,
+        ) from None
+    served = f"{restored.model['name']}:{restored.model['version']}"
+    return UnhealthyError(f"{error.what}; rolled back, {served} serves", where=error.where, next_step=error.next_step)
+
+
+def rollback(settings: Settings, target: Target, console: Console) -> Status:
+    """Back to the version before; it must answer before it serves."""
+    status = target.rollback(_verification(settings, console), console.progress)
+    _say_status(status, console)
+    return status
+
+
+def promote(target: Target, console: Console) -> Status:
+    """End a canary in favour of the candidate."""
+    status = target.promote(console.progress)
+    _say_status(status, console)
+    return status
+
+
+def undeploy(target: Target, console: Console) -> None:
+    """Remove what the target holds."""
+    target.undeploy(console.progress)
+    console.line(f"nothing is deployed on {target.name}")
+
+
+def keys(settings: Settings, target: Target, *, show: bool) -> Keys:
+    """The endpoint's keys. Asking for their values is refused where a log would keep them.
+
+    Raises:
+        UsageError: ``show`` under Azure Pipelines, or nothing is deployed.
+    """
+    if show and settings.azure_pipelines:
+        raise UsageError(
+            "a pipeline's log would keep the keys",
+            where="--show",
+            next_step="run it by hand, where TF_BUILD is not set",
+        )
+    return target.keys()
+
+
+def redeploy(
+    settings: Settings,
+    platform: Platform,
+    target: Target,
+    console: Console,
+    *,
+    artifact: Path,
+    build_image: Callable[[], None] = lambda: None,
+) -> None:
+    """The champion with today's scoring code: package, image, deploy, smoke. ``build_image`` gets what is packaged."""
+    package_artifact(settings, platform, console, output=artifact, model="champion")
+    build_image()
+    deploy(settings, platform, target, console, artifact=artifact)
+    smoke(settings, target, console, artifact=artifact)

@@ -1,0 +1,1 @@
+"""HTTP: the protocol, and what each path answers."""

@@ -1,0 +1,1 @@
+"""The package that is served: its files, its signature and its runtime."""

@@ -1,0 +1,64 @@
+"""Log lines are JSON, one a line, whatever text comes from outside; and nobody waits for who reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoring_service.errors import plain, quote
+from scoring_service.json_log import Journal, JournalStream
+
+
+def test_lines_are_json_with_time_level_and_event(tmp_path: Path) -> None:
+    """One object a line."""
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        journal = Journal(file.fileno(), lambda lines: None)
+        journal.event("info", "one", text='a\nb"c', number=1)
+        journal.event("error", "two")
+        journal.flush()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [("info", "one"), ("error", "two")] == [(line["level"], line["event"]) for line in lines]
+    assert ["time", "level", "event", "text", "number"] == list(lines[0])
+    assert 'a\\u000ab"c' == lines[0]["text"]
+
+
+@given(st.text())
+def test_outside_text_is_one_line_of_printable_ascii_without_commands(text: str) -> None:
+    """No control character, no line separator, no ##vso[ and no ##[."""
+    for shown in (plain(text), quote(text)[1:-2]):
+        assert shown.isascii() and (shown.isprintable() or not shown)
+        assert "#" not in shown
+
+
+def test_a_reader_that_does_not_read_never_holds_up_the_service() -> None:
+    """Lines are kept for it up to a limit, then dropped and counted."""
+    dropped: list[int] = []
+    reading, writing = os.pipe()
+    journal = Journal(writing, dropped.append)
+    for number in range(30_000):
+        journal.event("info", "line", number=number)
+    journal.flush()
+    assert 0 < sum(dropped) < 30_000
+    assert journal.pending < 2 * 1024 * 1024
+    first = os.read(reading, 100)
+    assert first.startswith(b'{"time":')
+    os.close(reading)
+    journal.flush()
+    assert 0 == journal.pending
+    os.close(writing)
+
+
+def test_what_a_script_prints_becomes_lines_cut_to_size() -> None:
+    """Empty lines are left out, long ones cut, unfinished ones wait for their end."""
+    lines: list[str] = []
+    stream = JournalStream(lines.append)
+    print("one\n\ntwo", file=stream)
+    print("thr", end="", file=stream)
+    print("ee", file=stream)
+    print("x" * 10_000, file=stream)
+    assert ["one", "two", "three", "x" * 500] == lines

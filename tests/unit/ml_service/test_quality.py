@@ -1,0 +1,175 @@
+"""Lint, tests and coverage, on small repositories of their own."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from ml_service import quality
+from ml_service.console import Console
+from ml_service.errors import UsageError
+from ml_service.quality import QualityError
+
+pytestmark = pytest.mark.slow
+
+SUITES = ["architecture", "contract", "integration", "scoring", "unit"]
+
+SETTINGS = """
+[tool.coverage.run]
+branch = true
+parallel = true
+patch = ["subprocess"]
+source_pkgs = ["ml_service"]
+[tool.coverage.report]
+fail_under = 90
+[tool.pytest.ini_options]
+markers = ["slow"]
+[tool.importlinter]
+root_package = "ml_service"
+[[tool.importlinter.contracts]]
+name = "nothing"
+type = "independence"
+modules = ["ml_service"]
+"""
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(io.StringIO())
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clean repository with one module, half of it tested."""
+    # The tests of these tests are not to be measured by the coverage that measures us.
+    for name in [name for name in os.environ if name.startswith(("COVERAGE", "COV_", "PYTEST"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pyproject.toml").write_text(SETTINGS)
+    (tmp_path / ".gitignore").write_text("reports/\n.coverage*\n__pycache__/\n.*cache/\n")
+    (tmp_path / "ml_service").mkdir()
+    (tmp_path / "ml_service" / "__init__.py").write_text("")
+    (tmp_path / "ml_service" / "sign.py").write_text('def sign(x: int) -> str:\n    return "+" if x > 0 else "-"\n')
+    for suite in SUITES:
+        (tmp_path / "tests" / suite).mkdir(parents=True)
+        (tmp_path / "tests" / suite / f"test_{suite}.py").write_text(
+            'from ml_service.sign import sign\n\n\ndef test_plus() -> None:\n    assert sign(1) == "+"\n'
+        )
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_lint_is_quiet_about_clean_code(root: Path, console: Console, tmp_path: Path) -> None:
+    """The JUnit report has one case for each tool."""
+    quality.lint(root, console, junit=str(tmp_path / "reports" / "lint.xml"))
+    suite = ElementTree.parse(tmp_path / "reports" / "lint.xml").getroot()
+    assert [case.get("name") for case in suite] == ["flake8", "mypy", "import-linter"]
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "0")
+
+
+def test_lint_runs_every_tool_before_it_fails(root: Path, tmp_path: Path) -> None:
+    """One round of mending is enough, and the findings are in the report."""
+    (root / "ml_service" / "bad.py").write_text("import os\nx: int = 'text'\n")
+    stream = io.StringIO()
+    with pytest.raises(QualityError, match="flake8, mypy found"):
+        quality.lint(root, Console(stream), junit=str(tmp_path / "lint.xml"))
+    assert "F401" in stream.getvalue()
+    assert "Incompatible types" in stream.getvalue()
+    failures = ElementTree.parse(tmp_path / "lint.xml").getroot().findall("testcase/failure")
+    assert len(failures) == 2
+    assert "F401" in (failures[0].text or "")
+
+
+def test_the_named_suites_are_run_and_reported(root: Path, console: Console, tmp_path: Path) -> None:
+    """The others are not."""
+    (root / "tests" / "unit" / "test_unit.py").write_text("def test_wrong() -> None:\n    assert False\n")
+    quality.test(root, console, suites=["contract"], junit=str(tmp_path / "test.xml"))
+    cases = ElementTree.parse(tmp_path / "test.xml").getroot().iter("testcase")
+    assert [case.get("classname") for case in cases] == ["tests.contract.test_contract"]
+
+
+def test_a_failed_test_fails(root: Path, console: Console) -> None:
+    """With exit code 1."""
+    (root / "tests" / "unit" / "test_unit.py").write_text("def test_wrong() -> None:\n    assert False\n")
+    with pytest.raises(QualityError) as caught:
+        quality.test(root, console, suites=["unit"])
+    assert caught.value.exit_code == 1
+
+
+def test_an_unknown_suite_is_an_error_of_usage(root: Path, console: Console) -> None:
+    """That lists the known ones."""
+    with pytest.raises(UsageError, match="architecture, contract, integration, scoring, unit"):
+        quality.test(root, console, suites=["unti"])
+
+
+def test_coverage_uses_the_figures_of_tests_that_just_passed(root: Path, tmp_path: Path) -> None:
+    """Until a file changes; both reports are written."""
+    quality.test(root, Console(io.StringIO()), suites=SUITES)
+    stream, outputs = io.StringIO(), tmp_path / "reports" / "outputs"
+    console = Console(stream, outputs=outputs)
+    reports = tmp_path / "reports"
+    quality.coverage(root, console, suites=SUITES, xml=str(reports / "c.xml"), html=str(reports / "html"))
+    assert "inv test has passed on these very files" in stream.getvalue()
+    assert ElementTree.parse(tmp_path / "reports" / "c.xml").getroot().get("line-rate") == "1"
+    assert (tmp_path / "reports" / "html" / "index.html").exists()
+    assert "% covered" in outputs.read_text()
+
+
+def test_coverage_below_the_floor_fails_after_running_what_changed(root: Path) -> None:
+    """The tests run again, since the files are others now."""
+    quality.test(root, Console(io.StringIO()), suites=SUITES)
+    lines = "".join(f"    x += {number}\n" for number in range(20))
+    (root / "ml_service" / "more.py").write_text(f"def more(x: int) -> int:\n{lines}    return x\n")
+    stream = io.StringIO()
+    with pytest.raises(QualityError, match="below the floor"):
+        quality.coverage(root, Console(stream), suites=SUITES)
+    assert "inv test has passed" not in stream.getvalue()
+
+
+def test_the_quick_tests_have_figures_and_a_floor_of_their_own(root: Path, tmp_path: Path) -> None:
+    """What they leave out is not missed, and their figures are not taken for those of all tests."""
+    path = root / "tests" / "unit" / "test_unit.py"
+    path.write_text("import pytest\n\n\n@pytest.mark.slow\ndef test_slow() -> None:\n    assert True\n")
+    outputs = tmp_path / "reports" / "outputs"
+    quality.test(root, Console(io.StringIO(), outputs=outputs), suites=["unit", "contract"], quick=True)
+    assert "1 passed" in outputs.read_text()
+    stream = io.StringIO()
+    quality.coverage(root, Console(stream), suites=["unit", "contract"])
+    assert "inv test has passed" not in stream.getvalue()
+
+
+def test_what_failed_is_run_again_and_its_figures_are_added(root: Path, tmp_path: Path) -> None:
+    """The others are not run again, and yet they count."""
+    (root / "ml_service" / "more.py").write_text("def more() -> int:\n    return 1\n")
+    path = root / "tests" / "unit" / "test_unit.py"
+    path.write_text("from ml_service.more import more\n\n\ndef test_more() -> None:\n    assert more() == 2\n")
+    with pytest.raises(QualityError):
+        quality.coverage(root, Console(io.StringIO()), suites=SUITES)
+    path.write_text(path.read_text().replace("2", "1"))
+    outputs = tmp_path / "reports" / "outputs"
+    quality.coverage(root, Console(io.StringIO(), outputs=outputs), suites=SUITES, failed=True)
+    assert "1 passed, 0 skipped" in outputs.read_text()
+    assert "100 % covered" in outputs.read_text()
+    quality.test(root, Console(io.StringIO()), suites=SUITES, failed=True)
+
+
+def test_an_engine_and_a_cluster_are_asked_beside_the_adapters_only() -> None:
+    """They take minutes, which nobody wants to wait for at each change."""
+    assert quality._marks(["unit", "contract"], quick=False) == "not soak and not docker and not kubernetes"
+    assert quality._marks(["adapters", "contract"], quick=False) == "not soak"
+    assert quality._marks(["unit"], quick=True) == "not soak and not docker and not kubernetes and not slow"
+
+
+def test_adapters_count_where_engine_and_cluster_are_there(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere their tests are skipped, and the floor would ask for what cannot be."""
+    repository = Path(quality.__file__).parents[1]
+    monkeypatch.delenv("TESTS_NEED", raising=False)
+    (omitted,) = quality._counted_files(repository, console, ["unit", "adapters"])
+    assert "ml_service/targets/aks/*" in omitted and "ml_service/targets/local/*" not in omitted
+    monkeypatch.setenv("TESTS_NEED", "docker,kubernetes")
+    assert quality._counted_files(repository, console, ["unit", "adapters"]) == []
+    assert quality._counted_files(repository, console, ["unit"]) == [omitted]
