@@ -15,7 +15,14 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.default_venv_backend = "venv"
 
 LEFT_BY_TOOLS = (
-    ".mypy_cache", ".pytest_cache", ".import_linter_cache", ".hypothesis", "artifact", "reports", "htmlcov", ".coverage"
+    ".mypy_cache",
+    ".pytest_cache",
+    ".import_linter_cache",
+    ".hypothesis",
+    "artifact",
+    "reports",
+    "htmlcov",
+    ".coverage",
 )
 
 

@@ -24,8 +24,17 @@ from benchmarks.environments import peer_python
 from benchmarks.measure import write_results
 from benchmarks.serving.client import latencies
 from benchmarks.serving.servers import (
-    HERE, KEY, ROOT, Contender, Running, azureml_same, azureml_usual, constant, mlflow, ours,
-)  # fmt: skip
+    HERE,
+    KEY,
+    ROOT,
+    Contender,
+    Running,
+    azureml_same,
+    azureml_usual,
+    constant,
+    mlflow,
+    ours,
+)
 
 CONNECTIONS = 8
 LOW_RATE, HIGH_RATE = 25.0, 300.0

@@ -32,9 +32,7 @@ class Emulator:
     from a process that has imported the SDK already.
     """
 
-    def __init__(
-        self, folder: Path | None = None, *, port: int = 0, verbose: bool = False, warm: bool = False
-    ) -> None:
+    def __init__(self, folder: Path | None = None, *, port: int = 0, verbose: bool = False, warm: bool = False) -> None:
         self._temporary = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="azure-emulator-")) if folder is None else folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ class Supervisor:
         journal = Journal(1, lambda lines: metrics.add("log_lines_dropped", lines))
         # Imported here: with the libraries in this process, every worker would be forked with their threads and memory.
         try:
-            from scoring_service.worker import start, Worker
+            from scoring_service.worker import Worker, start
         except ImportError as error:
             next_step = "install requirements.txt beside server.py (requirements/scoring.txt of the repository)"
             return refuse(ConfigurationError(f"a library is missing ({error})", where=__file__, next_step=next_step))

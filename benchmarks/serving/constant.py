@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scoring"))
 
-import server  # noqa: E402
 import scoring_service.worker as worker  # noqa: E402
-from scoring_service.model.package import load, Scorer  # noqa: E402
+import server  # noqa: E402
+from scoring_service.model.package import Scorer, load  # noqa: E402
 
 
 def load_constant(directory: Path, max_rows: int, threads: int = 1) -> Scorer:

@@ -37,16 +37,24 @@ def _check(world: World, name: str, body: Json) -> None:
     properties, location = body["properties"], body["location"]
     resources = properties["containers"][0]["properties"]["resources"]["requests"]
     if not world.capacity:
-        raise Refusal(409, "ServiceUnavailable", (
-            f"The requested resource is not available in the location '{location}' at this moment. Please retry with a "
-            f"different resource request or in another location. Resource requested: '{resources['cpu']}' CPU "
-            f"'{resources['memoryInGB']}' GB memory 'Linux' OS"
-        ))
+        raise Refusal(
+            409,
+            "ServiceUnavailable",
+            (
+                f"The requested resource is not available in the location '{location}' at this moment. Please retry "
+                f"with a different resource request or in another location. Resource requested: '{resources['cpu']}' CPU "
+                f"'{resources['memoryInGB']}' GB memory 'Linux' OS"
+            ),
+        )
     if len(world.groups) >= world.group_quota:
-        raise Refusal(403, "ContainerGroupQuotaReached", (
-            f"Resource type 'Microsoft.ContainerInstance/containerGroups' container group quota "
-            f"'{world.group_quota}' exceeded in region '{location}'."
-        ))
+        raise Refusal(
+            403,
+            "ContainerGroupQuotaReached",
+            (
+                f"Resource type 'Microsoft.ContainerInstance/containerGroups' container group quota "
+                f"'{world.group_quota}' exceeded in region '{location}'."
+            ),
+        )
     label = properties["ipAddress"].get("dnsNameLabel", "")
     used = {g.body["properties"]["ipAddress"].get("dnsNameLabel") for n, g in world.groups.items() if n != name}
     if label in world.taken_labels | used:
@@ -62,9 +70,11 @@ def _check_access(world: World, image: str, credentials: list[Json]) -> None:
         return
     given = next((one for one in credentials if one["server"] == server), {})
     if not given.get("identity") and given.get("password") != registry["password"]:
-        raise Refusal(400, "InaccessibleImage", (
-            f"The image '{image}' is not accessible. Please check the image and registry credential."
-        ))
+        raise Refusal(
+            400,
+            "InaccessibleImage",
+            (f"The image '{image}' is not accessible. Please check the image and registry credential."),
+        )
 
 
 def _name_it(request: Request, name: str, body: Json) -> None:

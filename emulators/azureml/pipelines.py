@@ -10,10 +10,17 @@ from emulators.wire.http import Refusal, Request, Response, Routes
 routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 _BASE = "/pipelines/v1.0{WS}"
 _FILE_TYPES = (
-    "AnyFile", "AzureBlobReference", "AzureDataLakeReference", "AzureFilesReference", "AzureSqlDatabaseReference",
-    "AzurePostgresDatabaseReference", "AzureDataLakeGen2Reference", "AzureMLDataset", "AzureMySqlDatabaseReference",
+    "AnyFile",
+    "AzureBlobReference",
+    "AzureDataLakeReference",
+    "AzureFilesReference",
+    "AzureSqlDatabaseReference",
+    "AzurePostgresDatabaseReference",
+    "AzureDataLakeGen2Reference",
+    "AzureMLDataset",
+    "AzureMySqlDatabaseReference",
     "DBFSReference",
-)  # fmt: skip
+)
 
 
 @routes.on("GET", _BASE + "/DataTypes")

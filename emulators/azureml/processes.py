@@ -31,9 +31,7 @@ class Process(Protocol):
 class Starter(Protocol):
     """Starts ``python ARGUMENTS`` in ``folder`` with just ``environment``; its output goes to ``log``."""
 
-    def start(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path
-    ) -> Process: ...
+    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Process: ...
 
     def close(self) -> None: ...
 

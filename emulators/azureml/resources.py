@@ -12,13 +12,24 @@ data_plane = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 open_data_plane = Routes(r".*\.api\.azureml\.ms", open=True)
 
 _SERVICES = (
-    "api", "catalog", "experimentation", "history", "hyperdrive", "modelmanagement", "pipelines", "studio",
-)  # fmt: skip
+    "api",
+    "catalog",
+    "experimentation",
+    "history",
+    "hyperdrive",
+    "modelmanagement",
+    "pipelines",
+    "studio",
+)
 
 _NODE_COUNTS = (
-    "preparingNodeCount", "runningNodeCount", "idleNodeCount", "unusableNodeCount", "leavingNodeCount",
+    "preparingNodeCount",
+    "runningNodeCount",
+    "idleNodeCount",
+    "unusableNodeCount",
+    "leavingNodeCount",
     "preemptedNodeCount",
-)  # fmt: skip
+)
 _LOCATION = "/subscriptions/{subscription}/providers/Microsoft.MachineLearningServices/locations/{location}"
 
 

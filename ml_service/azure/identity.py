@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ml_service.azure.errors import translated
 from ml_service.config import Settings
 from ml_service.errors import INSTALL, ConfigurationError
-from ml_service.azure.errors import translated
 
 
 def credential(settings: Settings) -> Any:

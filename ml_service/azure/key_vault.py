@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from ml_service.azure.errors import RETRIES, AbsentError, translated
+from ml_service.common import keys
 from ml_service.config import Settings
 from ml_service.errors import IntegrityError
 from ml_service.ports import Keys
-from ml_service.common import keys
-from ml_service.azure.errors import AbsentError, RETRIES, translated
 
 _NAMES = ("primary", "secondary")
 

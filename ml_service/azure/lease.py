@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ml_service.azure.errors import RETRIES, translated
 from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnavailableError
 from ml_service.ports import Progress
-from ml_service.azure.errors import RETRIES, translated
 
 MANAGEMENT = "https://management.azure.com"
 _API = "2021-04-01"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ml_service.azure.errors import RETRIES, translated
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError
-from ml_service.azure.errors import RETRIES, translated
 from ml_service.images.registry import AZURE_SUFFIX
 
 

@@ -13,15 +13,53 @@ from collections.abc import Iterator, Sequence
 ROUTES = ("score", "root", "live", "ready", "swagger", "metrics", "model", "other")
 STATUSES = (200, 400, 401, 404, 405, 408, 413, 414, 415, 417, 431, 500, 501, 503, 505)
 CODES = (
-    "wrong_type", "out_of_range", "no_rows", "too_many_rows", "wrong_shape", "wrong_width", "unknown_column",
-    "missing_column", "not_utf8", "too_deep", "not_json", "unauthorized", "not_found", "method_not_allowed",
-    "unsupported_media_type", "body_too_large", "header_too_large", "target_too_long", "bad_request", "request_timeout",
-    "queue_full", "queue_timeout", "model_timeout", "too_many_bodies", "too_many_connections", "draining",
-    "model_failed", "internal",
-)  # fmt: skip
+    "wrong_type",
+    "out_of_range",
+    "no_rows",
+    "too_many_rows",
+    "wrong_shape",
+    "wrong_width",
+    "unknown_column",
+    "missing_column",
+    "not_utf8",
+    "too_deep",
+    "not_json",
+    "unauthorized",
+    "not_found",
+    "method_not_allowed",
+    "unsupported_media_type",
+    "body_too_large",
+    "header_too_large",
+    "target_too_long",
+    "bad_request",
+    "request_timeout",
+    "queue_full",
+    "queue_timeout",
+    "model_timeout",
+    "too_many_bodies",
+    "too_many_connections",
+    "draining",
+    "model_failed",
+    "internal",
+)
 BUCKETS = (
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-)  # fmt: skip
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
 """Upper bounds of the latency histogram, in seconds."""
 
 GAUGES = ("ready", "heartbeat", "connections", "in_flight", "pid")

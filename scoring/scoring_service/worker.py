@@ -16,14 +16,14 @@ from typing import Any
 import msgspec
 import uvloop
 
-from scoring_service.http.protocol import Connection
 from scoring_service.errors import ConfigurationError, StartError, UnavailableError
+from scoring_service.executor import Lane
+from scoring_service.http.app import Service
+from scoring_service.http.protocol import Connection
 from scoring_service.json_log import Journal, JournalStream
 from scoring_service.keys import KeyRing
-from scoring_service.executor import Lane
 from scoring_service.metrics import SharedMetrics
-from scoring_service.model.package import load, Scorer
-from scoring_service.http.app import Service
+from scoring_service.model.package import Scorer, load
 from scoring_service.settings import Settings
 
 BACKLOG = 2048

@@ -21,9 +21,9 @@ from emulators import Fault
 from emulators.wire.account import TENANT
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UnhealthyError
 from ml_service.ports import Release
-from tests.support.rigs.azure import AciRig, ACR, ADMIN
 from tests.support.containers import ROOT
-from tests.support.deployments import deploy, MakeRelease, releases, version_at
+from tests.support.deployments import MakeRelease, deploy, releases, version_at
+from tests.support.rigs.azure import ACR, ADMIN, AciRig
 
 pytestmark = pytest.mark.docker
 

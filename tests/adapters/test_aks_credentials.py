@@ -18,9 +18,7 @@ from ml_service.images import registry
 from ml_service.targets.aks import credentials
 from tests.support.containers import settings_for
 
-CLUSTER = (
-    "/subscriptions/sub/resourcegroups/group/providers/Microsoft.ContainerService/managedClusters/the-cluster"
-)
+CLUSTER = "/subscriptions/sub/resourcegroups/group/providers/Microsoft.ContainerService/managedClusters/the-cluster"
 AZURE = {"SUBSCRIPTION_ID": "sub", "RESOURCE_GROUP": "rg", "WORKSPACE_NAME": "ws"}
 WORKSPACE = "/subscriptions/sub/resourceGroups/rg/providers/Microsoft.MachineLearningServices/workspaces/ws"
 

@@ -20,10 +20,10 @@ import requests
 from ml_service.errors import UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release
 from ml_service.targets.aks.target import AksTarget
-from tests.support.containers import AksRig, cluster_or_skip, make_real_release, ROOT, settings_for
-from tests.support.ports import free_port
+from tests.support.containers import ROOT, AksRig, cluster_or_skip, make_real_release, settings_for
 from tests.support.deployments import deploy, question, version_at
 from tests.support.fake_target import EXAMPLES, make_release
+from tests.support.ports import free_port
 from tests.support.traffic import Traffic
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.filterwarnings("ignore:Unverified HTTPS")]

@@ -24,7 +24,7 @@ from ml_service.targets.aks.port_forward import forwarded
 from tests.support.containers import AksRig, cluster_or_skip, settings_for, wait_until
 from tests.support.deployments import deploy, version_at
 from tests.support.fake_target import EXAMPLES, make_release
-from tests.support.route_schemas import definition, VERSIONS, violations
+from tests.support.route_schemas import VERSIONS, definition, violations
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.filterwarnings("ignore:Unverified HTTPS")]
 

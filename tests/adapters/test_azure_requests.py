@@ -11,8 +11,8 @@ import pytest
 
 from emulators.wire.http import Request
 from ml_service.ports import Endpoint
-from tests.support.rigs.azure import AciRig, AzureRig, WebAppRig
 from tests.support.fake_target import make_release
+from tests.support.rigs.azure import AciRig, AzureRig, WebAppRig
 
 pytestmark = pytest.mark.docker
 
@@ -25,8 +25,13 @@ def test_nothing_in_a_request_is_unknown_to_azures_own_models(kind: type[AzureRi
     """Deploy, deploy, roll back, undeploy: each body is what a model reads and writes, no more and no less."""
     for name in ("tls.crt", "tls.key"):
         (tmp_path / name).write_text(name)
-    rig = kind(tmp_path, IMAGE_PULL_IDENTITY=IDENTITY, SCORING_KEYS_VAULT="emulated", ACI_LOG_WORKSPACE_ID="w",
-               ACI_LOG_WORKSPACE_KEY="k")  # fmt: skip
+    rig = kind(
+        tmp_path,
+        IMAGE_PULL_IDENTITY=IDENTITY,
+        SCORING_KEYS_VAULT="emulated",
+        ACI_LOG_WORKSPACE_ID="w",
+        ACI_LOG_WORKSPACE_KEY="k",
+    )
     asked: list[Request] = []
     rig.emulator.services.watch = lambda request: asked.append(request) if request.host in OURS else None
     try:
@@ -53,11 +58,11 @@ def _use(rig: AzureRig, directory: Path) -> None:
 
 def test_a_group_with_a_sidecar_is_known_to_azures_own_models(tmp_path: Path) -> None:
     """The second container and its secret volume, too; they are asked of nobody here."""
+    from ml_service.common.version import Version
     from ml_service.config import Settings
+    from ml_service.images.pull_access import PullAccess
     from ml_service.ports import Keys
     from ml_service.targets.aci.container_group import build
-    from ml_service.common.version import Version
-    from ml_service.images.pull_access import PullAccess
     from tests.support.containers import ROOT
 
     (tmp_path / "tls.pem").write_text("pem")
@@ -71,9 +76,13 @@ def test_a_group_with_a_sidecar_is_known_to_azures_own_models(tmp_path: Path) ->
 
 def _model_of(method: str, path: str) -> str:
     for part, name in {
-        "/tags/default": "tags", "/secrets/": "secret", "/slotConfigNames": "sticky", "/slotsswap": "swap",
-        "/containerGroups/": "group", "/sites/": "site",
-    }.items():  # fmt: skip
+        "/tags/default": "tags",
+        "/secrets/": "secret",
+        "/slotConfigNames": "sticky",
+        "/slotsswap": "swap",
+        "/containerGroups/": "group",
+        "/sites/": "site",
+    }.items():
         if part in path:
             return f"{name} patch" if method == "PATCH" and name in ("group", "site") else name
     return "unknown"
@@ -92,8 +101,13 @@ def _problems(method: str, path: str, body: Mapping[str, Any]) -> list[str]:
     if name in serialized:
         again = serialized[name].deserialize(body).serialize()
         return [] if again == body else [f"{name}: {body} is read as {again}"]
-    kept = {"site": web.Site, "site patch": web.SitePatchResource, "sticky": web.SlotConfigNamesResource,
-            "swap": web.CsmSlotEntity, "secret": secrets.SecretSetParameters}  # fmt: skip
+    kept = {
+        "site": web.Site,
+        "site patch": web.SitePatchResource,
+        "sticky": web.SlotConfigNamesResource,
+        "swap": web.CsmSlotEntity,
+        "secret": secrets.SecretSetParameters,
+    }
     return _unknown(kept[name], body, name) if name in kept else [f"no model for {method} {path}"]
 
 

@@ -24,8 +24,8 @@ from ml_service.package import hash_files  # noqa: E402
 from ml_service.platforms.azureml_v1 import pipeline  # noqa: E402
 from ml_service.platforms.azureml_v1.registry import LostRace, Registry  # noqa: E402
 from ml_service.ports import RunStatus  # noqa: E402
-from tests.support.rigs.azureml import AzureMlRig, build, redirected, shared_emulator  # noqa: E402
 from tests.support.repositories import PROJECT  # noqa: E402
+from tests.support.rigs.azureml import AzureMlRig, build, redirected, shared_emulator  # noqa: E402
 
 
 @pytest.fixture

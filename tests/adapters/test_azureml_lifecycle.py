@@ -16,8 +16,8 @@ if find_spec("azureml") is None:
 from ml_service.errors import IntegrityError, UsageError  # noqa: E402
 from ml_service.package import hash_files, sha256_of  # noqa: E402
 from ml_service.ports import RunStatus  # noqa: E402
-from tests.support.rigs.azureml import AzureMlRig, build, redirected, shared_emulator  # noqa: E402
 from tests.support.repositories import PROJECT as MODEL  # noqa: E402
+from tests.support.rigs.azureml import AzureMlRig, build, redirected, shared_emulator  # noqa: E402
 
 
 @pytest.fixture
@@ -239,8 +239,9 @@ def test_a_withdrawn_version_is_champion_no_more(rig: AzureMlRig) -> None:
     assert oldest == rig.platform.withdraw(newest, "wrong data")
     assert oldest == rig.platform.withdraw(newest, "another reason")
     assert ("wrong data", None) == (
-        rig.platform.version(MODEL, "2").withdrawn, rig.platform.model_of_build(MODEL, "b2"),
-    )  # fmt: skip
+        rig.platform.version(MODEL, "2").withdrawn,
+        rig.platform.model_of_build(MODEL, "b2"),
+    )
     assert None is rig.platform.withdraw(oldest, "all wrong")
     with pytest.raises(UsageError, match="not registered"):
         rig.platform.version(MODEL, "9")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.containers import cluster_or_skip, engine_or_skip, registry_or_skip, removing_images, ROOT
+from tests.support.containers import ROOT, cluster_or_skip, engine_or_skip, registry_or_skip, removing_images
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.timeout(1200)]

@@ -11,8 +11,8 @@ import requests
 
 from emulators import Fault
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
+from tests.support.deployments import MakeRelease, deploy, no_question, releases, version_at
 from tests.support.rigs.azure import ACR, ADMIN, WebAppRig
-from tests.support.deployments import deploy, MakeRelease, no_question, releases, version_at
 
 pytestmark = pytest.mark.docker
 

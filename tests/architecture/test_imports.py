@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sources import imported_packages, ROOT
+from tests.support.sources import ROOT, imported_packages
 
 SDKS = {"azure", "azureml", "docker", "kubernetes", "mlflow"}
 OURS = {"benchmarks", "diabetes_regression", "emulators", "ml_service", "noxfile", "scoring", "tasks", "tests", "tools"}

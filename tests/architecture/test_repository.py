@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import report, scoring
 from ml_service.ports import Platform
-from tests.support.sources import repository_files, ROOT
+from tests.support.sources import ROOT, repository_files
 
 LAYOUT = """
 Makefile noxfile.py tasks.py pyproject.toml requirements/all.txt .env.example

@@ -15,8 +15,8 @@ import pytest
 from ml_service.errors import IntegrityError, UnavailableError, UsageError
 from ml_service.package import hash_files, sha256_of
 from ml_service.ports import Build, ModelVersion, Platform, Run, RunStatus
-from tests.support.rigs.platforms import Rig, RIGS
-from tests.support.repositories import definition, PROJECT, set_parameters, write_data
+from tests.support.repositories import PROJECT, definition, set_parameters, write_data
+from tests.support.rigs.platforms import RIGS, Rig
 
 # A run takes seconds by itself, and many times that where other things run.
 pytestmark = pytest.mark.timeout(900)

@@ -16,10 +16,10 @@ from ml_service.config import LocalTargetSettings, Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Target
 from ml_service.targets import open_target
-from tests.support.rigs.azure import AciRig, AzureRig, WebAppRig
 from tests.support.containers import AksRig, DockerRig
-from tests.support.deployments import deploy, MakeRelease, no_question, question, releases, version_at
+from tests.support.deployments import MakeRelease, deploy, no_question, question, releases, version_at
 from tests.support.fake_target import EXAMPLES, FakeTarget
+from tests.support.rigs.azure import AciRig, AzureRig, WebAppRig
 from tests.support.traffic import Traffic
 
 
@@ -185,7 +185,7 @@ class TestApply:
         """It did not come up, or answered wrongly: UnhealthyError with its last lines; the version before serves."""
         deploy(target, release("1"))
         before = target.status()
-        with pytest.raises(UnhealthyError, match='starting.*version'):
+        with pytest.raises(UnhealthyError, match="starting.*version"):
             deploy(target, release("2", fault=fault))
         assert target.status() == before
         assert serving_version(target) == "1"

@@ -67,8 +67,10 @@ def test_two_trainings_at_once_both_finish(tmp_path: Path) -> None:
 def postgres() -> Iterator[str]:
     """The address of a PostgreSQL of our own, run by a user without rights."""
     found = [shutil.which(name) for name in ("initdb", "postgres")]
-    found = [name or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{tool}")), None) for name, tool in
-             zip(found, ("initdb", "postgres"), strict=True)]
+    found = [
+        name or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{tool}")), None)
+        for name, tool in zip(found, ("initdb", "postgres"), strict=True)
+    ]
     initdb, server = found
     if not initdb or not server:
         pytest.skip("PostgreSQL is not installed on this machine")
@@ -78,7 +80,11 @@ def postgres() -> Iterator[str]:
     os.chown(place, user, -1)
     made = subprocess.run(
         [initdb, "-D", str(place / "data"), "-U", "mlflow", "-A", "trust"],
-        user=user, cwd=place, capture_output=True, text=True, env={**os.environ, "HOME": str(place)},
+        user=user,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(place)},
     )
     if made.returncode:
         shutil.rmtree(place, ignore_errors=True)
@@ -87,7 +93,11 @@ def postgres() -> Iterator[str]:
     options = ["-p", str(port), "-k", str(place), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
     process = subprocess.Popen(
         [server, "-D", str(place / "data"), *options],
-        user=user, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        user=user,
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         until(lambda: answers(port) or process.poll() is not None)
@@ -116,7 +126,10 @@ def tracking_server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> 
                 *("--workers", "1", "--artifacts-destination", (place / "artifacts").as_uri()),
             ],
             env={**os.environ, "MLFLOW_BACKEND_STORE_URI": postgres, "MLFLOW_TRACKING_URI": ""},
-            cwd=place, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=place,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         until(lambda: process.poll() is not None or is_well(f"{url}/health"), 240)

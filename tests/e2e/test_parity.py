@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from emulators import Emulator
+from ml_service.stages import STAGES
+from tests.support.containers import engine_or_skip, registry_or_skip, removing_images
+from tests.support.sources import ROOT, repository_files
 from tools.azure_pipelines.expand import expand
 from tools.azure_pipelines.model import Pipeline, read
-from ml_service.stages import STAGES
-from tests.support.sources import repository_files, ROOT
-from tests.support.containers import engine_or_skip, registry_or_skip, removing_images
-from tools.azure_pipelines.player import CANCELED, FAILED, make_checkout, Played, Player, SKIPPED, SUCCEEDED
+from tools.azure_pipelines.player import CANCELED, FAILED, SKIPPED, SUCCEEDED, Played, Player, make_checkout
 
 FOLDER = ROOT / ".azure-pipelines"
 TRAIN, DEPLOY = "diabetes_regression-ci-train-register.yml", "diabetes_regression-cd-deploy.yml"
@@ -102,7 +102,8 @@ def test_training_registers_and_hands_over_the_artifact(trained: tuple[Player, P
     """Published in one job, trained by the server job, checked and packaged in others: green, with model.json."""
     _, played = trained
     assert (played.result, played.stages) == (
-        SUCCEEDED, {"Model_CI": SUCCEEDED, "Train": SUCCEEDED, "Artifact": SUCCEEDED}
+        SUCCEEDED,
+        {"Model_CI": SUCCEEDED, "Train": SUCCEEDED, "Artifact": SUCCEEDED},
     ), played.log
     model = json.loads((played.record.artifacts / "model" / "model.json").read_bytes())
     assert (model["name"], model["version"], model["tags"]["build_id"]) == ("diabetes_regression", "1", "101")
@@ -200,7 +201,7 @@ def test_one_pipeline_does_what_inv_ci_does(players: Players) -> None:
     played = player.play(pipeline("diabetes_regression-ci.yml", trainOn="agent"), "401", skip=QUALITY)
     assert set(played.stages.values()) == {SUCCEEDED}, played.log
     tasks = list(dict.fromkeys(script.split()[1] for script in played.scripts))
-    assert tasks == [stage.task for stage in STAGES[STAGES.index(_stage("publish")):]]
+    assert tasks == [stage.task for stage in STAGES[STAGES.index(_stage("publish")) :]]
     assert played.stood_in == STAND_INS
     packages = {served(played, stage)["package_sha256"] for stage in ("ACI", "AKS", "WebApp")}
     assert len(packages) == 1
@@ -220,11 +221,21 @@ def test_aci_and_web_app_serve_the_real_image_in_the_emulated_azure(
     """One image, pushed by digest, goes to both: deployed and asked by jobs that share nothing but Azure."""
     client, registry, name = engine_or_skip(), registry_or_skip(), f"test-parity-{uuid.uuid4().hex[:8]}"
     with Emulator() as azure, removing_images(client, f"{registry}/{name}"):
-        player = players({"aks": "local"}, **{
-            **azure.settings(), "DOCKER_HOST": "", "REQUIRE_IMAGE": "true", "IMAGE_REGISTRY": registry,
-            "IMAGE_NAME": name, "SCORING_KEYS_VAULT": "emulated", "ACI_DRAIN_SECONDS": "1",
-            "WEBAPP_DEPLOYMENT_NAME": "diabetes-web", "WEBAPP_PLAN": "emulated", "WEBAPP_SLOT": "staging",
-        })  # fmt: skip
+        player = players(
+            {"aks": "local"},
+            **{
+                **azure.settings(),
+                "DOCKER_HOST": "",
+                "REQUIRE_IMAGE": "true",
+                "IMAGE_REGISTRY": registry,
+                "IMAGE_NAME": name,
+                "SCORING_KEYS_VAULT": "emulated",
+                "ACI_DRAIN_SECONDS": "1",
+                "WEBAPP_DEPLOYMENT_NAME": "diabetes-web",
+                "WEBAPP_PLAN": "emulated",
+                "WEBAPP_SLOT": "staging",
+            },
+        )
         player.store, player.records = trained[0].store, trained[0].records
         played = player.play(pipeline(DEPLOY), "206")
         assert played.stages == {"Image": SUCCEEDED, "ACI": SUCCEEDED, "AKS": SKIPPED, "WebApp": SUCCEEDED}, played.log

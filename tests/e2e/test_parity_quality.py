@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import tasks
+from tests.support.sources import ROOT, repository_files
 from tools.azure_pipelines.expand import expand
 from tools.azure_pipelines.model import Pipeline, read
-from tests.support.sources import repository_files, ROOT
-from tools.azure_pipelines.player import FAILED, make_checkout, Played, Player, SKIPPED, SUCCEEDED
+from tools.azure_pipelines.player import FAILED, SKIPPED, SUCCEEDED, Played, Player, make_checkout
 
 FOLDER = ROOT / ".azure-pipelines"
 PLANTED = "##vso[task.setvariable variable=planted;isoutput=true]yes"

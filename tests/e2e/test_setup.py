@@ -77,8 +77,13 @@ class Clone:
         """Start a call of sync.py, in a process group of its own."""
         command = [sys.executable, "requirements/sync.py", *options, ".venv", "requirements/ci.txt"]
         return subprocess.Popen(
-            command, cwd=self.root, env=self.variables(settings), text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command,
+            cwd=self.root,
+            env=self.variables(settings),
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
 
     def call(self, *options: str, **settings: str) -> tuple[int, str]:

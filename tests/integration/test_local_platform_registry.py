@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError, UsageError
-from ml_service.platforms.local.mlflow_store import CHAMPION, default_uri, MlflowStore, version_tags
+from ml_service.platforms.local.mlflow_store import CHAMPION, MlflowStore, default_uri, version_tags
 from ml_service.ports import ModelVersion
 from tests.support.local_platform import Desk
 
@@ -104,9 +104,7 @@ def make(directory: Path) -> Path:
     return directory
 
 
-def test_what_others_put_under_the_name_is_not_ours_to_serve(
-    desk: Desk, client: MlflowClient, tmp_path: Path
-) -> None:
+def test_what_others_put_under_the_name_is_not_ours_to_serve(desk: Desk, client: MlflowClient, tmp_path: Path) -> None:
     """A version without our tags is neither listed nor champion, and does not stop the next registration."""
     store = open_store(desk)
     ours = register(store, "shared", tmp_path)

@@ -13,7 +13,7 @@ from ml_service.errors import MlopsError, UnavailableError, UsageError
 from ml_service.ports import Build, RunStatus
 from ml_service.project import LOCK
 from tests.support.local_platform import Desk, ended, until
-from tests.support.repositories import definition, PROJECT
+from tests.support.repositories import PROJECT, definition
 
 # A run takes seconds by itself, and many times that where other things run.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -24,8 +24,8 @@ from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, 
 from ml_service.ports import Endpoint, Release, Verify
 from ml_service.smoke import smoke
 from ml_service.targets import open_target
-from ml_service.targets.local.target import LocalTarget
 from ml_service.targets.local.state import Control, Paths
+from ml_service.targets.local.target import LocalTarget
 from tests.support.deployments import no_question
 from tests.support.fake_target import EXAMPLES, make_release
 from tests.support.ports import free_port

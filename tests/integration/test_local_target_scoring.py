@@ -18,8 +18,8 @@ from ml_service import package
 from ml_service.config import LocalTargetSettings, Settings
 from ml_service.ports import ModelVersion, Release, Verify
 from ml_service.smoke import smoke
-from ml_service.targets.local.target import LocalTarget
 from ml_service.targets.local.state import Control, Paths
+from ml_service.targets.local.target import LocalTarget
 from tests.support.traffic import Traffic
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ SCORING = str(Path(__file__).resolve().parents[2] / "scoring")
 if SCORING not in sys.path:
     sys.path.insert(0, SCORING)
 
+from tests.support.packages import LINEAR, MIXED, linear_graph, make_package, mixed_graph  # noqa: E402
 from tests.support.scoring_server import Server  # noqa: E402
-from tests.support.packages import LINEAR, linear_graph, make_package, MIXED, mixed_graph  # noqa: E402
 
 
 @pytest.fixture(scope="session")

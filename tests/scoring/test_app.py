@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 import scoring_service.http.app as service_module
+from scoring_service.executor import Lane
+from scoring_service.http.app import Service
 from scoring_service.http.protocol import Connection
 from scoring_service.json_log import Journal
 from scoring_service.keys import KeyRing
-from scoring_service.executor import Lane
 from scoring_service.metrics import SharedMetrics
 from scoring_service.model.package import load
-from scoring_service.http.app import Service
 from scoring_service.settings import Settings
-from tests.support.scoring_server import request
 from tests.scoring.test_protocol import Transport
+from tests.support.scoring_server import request
 
 BODY = b'{"data": [[1, 2, 3]]}'
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.ports import free_port
 from tests.scoring.conftest import Serve
+from tests.support.ports import free_port
 from tests.support.scoring_server import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -61,9 +61,7 @@ def score(url: str, body: bytes) -> tuple[int, object]:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            answer = requests.post(
-                f"{url}/score", body, headers={"Content-Type": "application/json"}, timeout=PATIENCE
-            )
+            answer = requests.post(f"{url}/score", body, headers={"Content-Type": "application/json"}, timeout=PATIENCE)
             return answer.status_code, answer.json() if answer.ok else None
         except requests.ConnectionError:
             assert time.monotonic() < deadline

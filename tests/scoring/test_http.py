@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.scoring_server import Answer, Client, KEY, OTHER_KEY, PATIENCE, request, Server
+from tests.support.scoring_server import KEY, OTHER_KEY, PATIENCE, Answer, Client, Server, request
 
 GOOD = b'{"data": [[1, 2, 3]]}'
 

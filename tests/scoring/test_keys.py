@@ -49,9 +49,15 @@ def test_keys_leave_the_environment_when_they_are_read() -> None:
 
 
 NO_KEYS = [
-    "", "[]", "{}", '{"primary": ""}', '{"primary": "short"}', '{"primary": 7}', '{"primary": 1234567890123456789}',
+    "",
+    "[]",
+    "{}",
+    '{"primary": ""}',
+    '{"primary": "short"}',
+    '{"primary": 7}',
+    '{"primary": 1234567890123456789}',
     "[" * 100_000,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("content", NO_KEYS, ids=range(len(NO_KEYS)))

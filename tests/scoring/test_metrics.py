@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from scoring_service.metrics import CODES, SharedMetrics, STATUSES
+from scoring_service.metrics import CODES, STATUSES, SharedMetrics
 
 LABEL = r'[a-z0-9_]+="(?:[^"\\\n]|\\["\\n])*"'
 SAMPLE = re.compile(rf"([a-z_]+)(\{{{LABEL}(?:,{LABEL})*\}})? ([0-9.e+-]+)")

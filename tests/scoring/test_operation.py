@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.scoring.conftest import Serve
-from tests.support.scoring_server import KEY, OTHER_KEY, PATIENCE, request, SERVER, Server
 from tests.support.packages import LINEAR, linear_graph, make_package, slow_graph
+from tests.support.scoring_server import KEY, OTHER_KEY, PATIENCE, SERVER, Server, request
 
 pytestmark = pytest.mark.slow
 

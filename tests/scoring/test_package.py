@@ -15,7 +15,7 @@ import pytest
 
 from scoring_service.errors import PackageError, RequestError
 from scoring_service.model.package import load, read_package
-from tests.support.packages import LINEAR, linear_graph, make_package, MIXED, mixed_graph, slow_graph, write_manifest
+from tests.support.packages import LINEAR, MIXED, linear_graph, make_package, mixed_graph, slow_graph, write_manifest
 
 
 def test_a_sound_package_answers(linear: Path, mixed: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from scoring_service.http.protocol import Connection, LINGER, Request
 from scoring_service.errors import RequestError
+from scoring_service.http.protocol import LINGER, Connection, Request
 from tests.support.scoring_server import request
 
 

@@ -15,7 +15,6 @@ from scoring_service.errors import PackageError, RequestError
 from scoring_service.model.signature import RowReader, Signature
 from tests.support.packages import LINEAR, MIXED
 
-
 TOO_LARGE = "the number is too large for type double"
 
 
@@ -193,13 +192,23 @@ def test_a_signature_that_cannot_be_kept_is_refused(signature: Any) -> None:
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(2.0), st.integers(-5, 5),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.just(2.0),
+    st.integers(-5, 5),
     st.lists(st.integers(), max_size=2),
-)  # fmt: skip
+)
 TYPICAL = st.tuples(
-    st.floats(allow_nan=False), st.one_of(st.none(), st.floats(width=32)), st.integers(),
-    st.one_of(st.none(), st.integers()), st.booleans(), st.one_of(st.none(), st.text(max_size=5)),
-)  # fmt: skip
+    st.floats(allow_nan=False),
+    st.one_of(st.none(), st.floats(width=32)),
+    st.integers(),
+    st.one_of(st.none(), st.integers()),
+    st.booleans(),
+    st.one_of(st.none(), st.text(max_size=5)),
+)
 NAMES = [column["name"] for column in MIXED["inputs"]]
 ROWS = st.one_of(
     TYPICAL.map(list),

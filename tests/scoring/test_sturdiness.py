@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from tests.scoring.conftest import Serve
-from tests.support.scoring_server import Client, KEY, request, Server
+from tests.support.scoring_server import KEY, Client, Server, request
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +52,31 @@ def bad_bodies(count: int, seed: int) -> Iterator[bytes]:
     """Bodies near good ones: bytes changed, cut, doubled, inserted; values, shapes and types that do not belong."""
     chosen = random.Random(seed)
     pieces = [
-        b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b"\\u0000", b"\\ud800", b"\xff", b"\x00", b"NaN", b"1e999",
-        b"-", b"null", b"true", b"9" * 400, b"[" * 500, b'{"a":' * 200, b'"data"', b"\xf0\x9f\x98\x80", b"0x1", b"1.",
-    ]  # fmt: skip
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b",",
+        b":",
+        b'"',
+        b"\\",
+        b"\\u0000",
+        b"\\ud800",
+        b"\xff",
+        b"\x00",
+        b"NaN",
+        b"1e999",
+        b"-",
+        b"null",
+        b"true",
+        b"9" * 400,
+        b"[" * 500,
+        b'{"a":' * 200,
+        b'"data"',
+        b"\xf0\x9f\x98\x80",
+        b"0x1",
+        b"1.",
+    ]
     values = [None, True, "x", [], {}, [1], 1e308, -1e308, 2**70, "\ud7ff", "", {"AGE": 1}, 1.5, 10**320]
     for _ in range(count):
         if chosen.random() < 0.4:
@@ -240,9 +262,7 @@ def wrk(server: Server, script: Path, *, connections: int, seconds: int, delay: 
 
 
 @pytest.mark.parametrize("seconds", [15, pytest.param(600, marks=FULL)])
-def test_long_load_at_four_fifths_of_the_top_rate(
-    seconds: int, linear: Path, serve: Serve, tmp_path: Path
-) -> None:
+def test_long_load_at_four_fifths_of_the_top_rate(seconds: int, linear: Path, serve: Serve, tmp_path: Path) -> None:
     """No error; for ten minutes, at full size, memory flat as well: its slope over the last eight minutes."""
     if shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")

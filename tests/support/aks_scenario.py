@@ -10,7 +10,8 @@ import pytest
 
 from ml_service.config import Settings
 from ml_service.ports import Release, Status
-from ml_service.targets.aks import canary as aks_canary, ingress, rollout
+from ml_service.targets.aks import canary as aks_canary
+from ml_service.targets.aks import ingress, rollout
 from ml_service.targets.aks.target import AksTarget
 from tests.support.deployments import no_question
 from tests.support.fake_kubernetes import FakeKubernetes

@@ -20,11 +20,11 @@ import requests
 from ml_service import package
 from ml_service.config import Settings
 from ml_service.console import Console
+from ml_service.images.build import context_of
 from ml_service.ports import ModelVersion, Release, Target
 from ml_service.targets.aks import credentials
 from ml_service.targets.aks.target import AksTarget
 from ml_service.targets.docker.target import DockerTarget
-from ml_service.images.build import context_of
 from tests.support.fake_target import EXAMPLES, STANDIN
 from tests.support.ports import free_port
 

@@ -222,7 +222,7 @@ class FakeKubernetes:
             if pod["status"]["conditions"][0]["status"] in ("False", "True"):
                 pod["status"]["conditions"][0]["status"] = str(works and pod["looks"] > _LOOKS)
         done = all(map(_is_ready, new))
-        for pod in [*new[spec["replicas"]:], *(old if done or not spec["replicas"] else [])]:
+        for pod in [*new[spec["replicas"] :], *(old if done or not spec["replicas"] else [])]:
             del self.objects[("pods", pod["metadata"]["name"])]
         left = [pod for pod in self._all("pods") if pod["owner"] == name]
         deployment["status"] = {

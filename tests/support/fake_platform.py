@@ -175,9 +175,7 @@ class FakePlatform:
                 execution.run, status=RunStatus.FAILED, error="was canceled by request", exit_code=130
             )
         except MlopsError as error:
-            execution.run = replace(
-                execution.run, status=RunStatus.FAILED, error=str(error), exit_code=error.exit_code
-            )
+            execution.run = replace(execution.run, status=RunStatus.FAILED, error=str(error), exit_code=error.exit_code)
 
     def _train(self, execution: _Execution, frozen: _Frozen) -> Run:
         directory, project = execution.directory, frozen.published.project

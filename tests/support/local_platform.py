@@ -20,7 +20,7 @@ from ml_service.config import Settings
 from ml_service.platforms.local.platform import LocalPlatform
 from ml_service.platforms.local.run import LOG
 from ml_service.ports import Build, ModelVersion, Run
-from tests.support.repositories import definition, make_repository, PROJECT, TESTS
+from tests.support.repositories import PROJECT, TESTS, definition, make_repository
 
 CODE = TESTS.parent
 

@@ -50,9 +50,13 @@ def linear_graph(weights: Sequence[float] = WEIGHTS) -> bytes:
 def mixed_graph() -> bytes:
     """The model of MIXED."""
     types = {
-        "number": TensorProto.DOUBLE, "single": TensorProto.FLOAT, "count": TensorProto.INT64,
-        "small": TensorProto.INT32, "flag": TensorProto.BOOL, "word": TensorProto.STRING,
-    }  # fmt: skip
+        "number": TensorProto.DOUBLE,
+        "single": TensorProto.FLOAT,
+        "count": TensorProto.INT64,
+        "small": TensorProto.INT32,
+        "flag": TensorProto.BOOL,
+        "word": TensorProto.STRING,
+    }
     numbers = [name for name in types if name != "word"]
     nodes = [helper.make_node("Cast", [name], [f"{name}_d"], to=TensorProto.DOUBLE) for name in numbers]
     hundred_if_empty: Any = {"keys_strings": [""], "values_floats": [100.0], "default_float": 0.0}

@@ -14,7 +14,9 @@ def repository_files(root: Path = ROOT) -> list[Path]:
     """Every file that is committed or would be: what git ignores is left out."""
     listing = subprocess.run(
         ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        check=True, capture_output=True, text=True,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     return [root / name for name in listing.split("\0") if name and (root / name).is_file()]
 

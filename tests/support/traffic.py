@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ml_service.errors import MlopsError
-from ml_service.ports import Endpoint
 from ml_service.http_session import is_in_azure
+from ml_service.ports import Endpoint
 
 
 class Traffic:

@@ -33,7 +33,7 @@ from ml_service.errors import (
 from ml_service.ports import Run
 from tests.support.fake_platform import FakePlatform
 from tests.support.fake_target import FakeTarget
-from tests.support.repositories import make_repository, PROJECT, set_parameters, write_data
+from tests.support.repositories import PROJECT, make_repository, set_parameters, write_data
 
 ROOT = Path(__file__).parents[2]
 TASKS: dict[str, Task[Any]] = {str(name): task for name, task in tasks.ns.tasks.items()}
@@ -295,9 +295,7 @@ def deployed(two_versions: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
 
 @pytest.mark.parametrize("name", CHANGES_THE_WORLD)
 @pytest.mark.parametrize("how", ["--dry", "--dry-run"])
-def test_a_dry_run_changes_nothing(
-    deployed: Desk, capsys: pytest.CaptureFixture[str], name: str, how: str
-) -> None:
+def test_a_dry_run_changes_nothing(deployed: Desk, capsys: pytest.CaptureFixture[str], name: str, how: str) -> None:
     """Neither with Invoke's own option nor with ours; it says what would be done."""
     options = [*CHANGES_THE_WORLD[name], "--build-id", "2"]
     if name == "deploy":

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.azure_pipelines.expand import expand
-from tools.azure_pipelines.expressions import ExpressionError, functions, KNOWN, Lookup, lookups, parse
-from tools.azure_pipelines.model import Job, Pipeline, read, Stage, Step
-from tools.azure_pipelines.schema import official, Schema
-from tools.azure_pipelines.source import load, PipelineError, Place, place_of
 from ml_service.stages import STAGES
+from tools.azure_pipelines.expand import expand
+from tools.azure_pipelines.expressions import KNOWN, ExpressionError, Lookup, functions, lookups, parse
+from tools.azure_pipelines.model import Job, Pipeline, Stage, Step, read
+from tools.azure_pipelines.schema import Schema, official
+from tools.azure_pipelines.source import PipelineError, Place, load, place_of
 
 ParseTask = Callable[[Sequence[str]], str]
 """Gives the one task that the words after ``inv`` call; raises ValueError when they are no valid call of one."""
@@ -156,7 +156,9 @@ class _Rules:
                 except ValueError as error:
                     yield Problem(step.place, f"{step.script.strip()!r} {error}")
             elif step.task.startswith(("Bash@", "CmdLine@", "PowerShell@", "AzurePowerShell@")) or step.task in (
-                "bash", "powershell", "pwsh"
+                "bash",
+                "powershell",
+                "pwsh",
             ):
                 yield Problem(step.place, f"{step.task} runs a script of its own: call an inv task")
             elif step.task.startswith("PythonScript@") and step.inputs.get("scriptPath") != SETUP_SCRIPT:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tools.azure_pipelines.expressions import evaluate, ExpressionError, lookups, parse, truth
-from tools.azure_pipelines.source import List, load, Map, PipelineError, Place, place_of, Text, text
+from tools.azure_pipelines.expressions import ExpressionError, evaluate, lookups, parse, truth
+from tools.azure_pipelines.source import List, Map, PipelineError, Place, Text, load, place_of, text
 
 _EXPRESSION = re.compile(r"\$\{\{((?:(?!\}\}).)*)\}\}", re.DOTALL)
 _DIRECTIVE = re.compile(r"\$\{\{\s*(if|elseif|else|each|insert)\b(.*)\}\}\s*$", re.DOTALL)

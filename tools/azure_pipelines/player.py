@@ -25,10 +25,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ml_service.config import Settings
-from tools.azure_pipelines.expressions import evaluate, parse, truth
-from tools.azure_pipelines.model import Job, Pipeline, Stage, Step
 from ml_service.platforms import open_platform
 from ml_service.ports import Build, RunStatus
+from tools.azure_pipelines.expressions import evaluate, parse, truth
+from tools.azure_pipelines.model import Job, Pipeline, Stage, Step
 
 SUCCEEDED, FAILED, CANCELED, SKIPPED = "Succeeded", "Failed", "Canceled", "Skipped"
 
@@ -135,7 +135,8 @@ class Player:
         results: dict[str, JobResult] = {}
         for job in stage.jobs:
             results[job.name] = played.jobs[(stage.name, job.name)] = (
-                JobResult(SUCCEEDED, "not played") if job.name in skip
+                JobResult(SUCCEEDED, "not played")
+                if job.name in skip
                 else self._job(pipeline, stage, job, played, results)
             )
         return _together([one.result for one in results.values()])
@@ -205,7 +206,8 @@ def _of_stages(stage: Stage, played: Played) -> _Contexts:
             "result": played.stages[name],
             "outputs": {
                 f"{job}.{output}": value
-                for (of, job), result in played.jobs.items() if of == name
+                for (of, job), result in played.jobs.items()
+                if of == name
                 for output, value in result.outputs.items()
             },
         }
@@ -253,9 +255,7 @@ def expanded(value: str, variables: Mapping[str, str]) -> str:
 class _PlayedJob:
     """The steps of one job, one after another."""
 
-    def __init__(
-        self, player: Player, job: Job, directory: Path, variables: dict[str, str], played: Played
-    ) -> None:
+    def __init__(self, player: Player, job: Job, directory: Path, variables: dict[str, str], played: Played) -> None:
         self._player = player
         self._job = job
         self._directory = directory
@@ -305,8 +305,13 @@ class _PlayedJob:
         self._result.log += f"\n$ {script}\n"
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-c", script],
-            cwd=self._directory, env=self._environ(step), text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280,
+            cwd=self._directory,
+            env=self._environ(step),
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=280,
         )
         for line in done.stdout.splitlines():
             self._result.log += f"{line}\n"

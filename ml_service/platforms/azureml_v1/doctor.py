@@ -17,13 +17,15 @@ from ml_service.ports import Finding
 # Source: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
 _NAMES = {
     "AML_COMPUTE_CLUSTER_NAME": (
-        "compute_name", r"[A-Za-z][A-Za-z0-9-]{0,14}[A-Za-z0-9]", "2 to 16 letters, digits, dashes"
+        "compute_name",
+        r"[A-Za-z][A-Za-z0-9-]{0,14}[A-Za-z0-9]",
+        "2 to 16 letters, digits, dashes",
     ),
     "WORKSPACE_NAME": ("workspace_name", r"[A-Za-z0-9][\w-]{2,32}", "3 to 33 letters, digits, dashes, underscores"),
     "EXPERIMENT_NAME": ("experiment_name", r"|[A-Za-z0-9][\w-]{0,254}", "up to 255 letters, digits, dashes"),
     "DATASET_NAME": ("dataset_name", r"|[A-Za-z0-9][\w.-]{0,254}", "up to 255 letters, digits, dashes, dots"),
     "AML_CLUSTER_PRIORITY": ("compute_priority", "lowpriority|dedicated", "lowpriority or dedicated"),
-}  # fmt: skip
+}
 
 
 def diagnose(settings: Settings) -> Sequence[Finding]:
@@ -66,9 +68,7 @@ def _names(settings: Settings) -> list[Finding]:
         if value and not re.fullmatch(pattern, value):
             findings.append(Finding(setting, False, f"{harmless(value)!r} is no name that Azure takes", f"use {rule}"))
     if settings.azure.compute_min_nodes > settings.azure.compute_max_nodes:
-        findings.append(
-            Finding("AML_CLUSTER_MIN_NODES", False, "is more than AML_CLUSTER_MAX_NODES", "set it to 0")
-        )
+        findings.append(Finding("AML_CLUSTER_MIN_NODES", False, "is more than AML_CLUSTER_MAX_NODES", "set it to 0"))
     return findings
 
 

@@ -234,9 +234,7 @@ def staged(definition: PipelineDefinition) -> Iterator[Path]:
         for path in [*ours.glob("*.py"), ours / "platforms" / "__init__.py", *ours.glob("platforms/azureml_v1/*.py")]:
             _copy(path, folder / "ml_service" / path.relative_to(ours))
         (folder / ENTRY).write_text(_ENTRY)
-        record = {
-            "project": definition.project, "files": dict(definition.files), "lock_sha256": definition.lock_sha256
-        }  # fmt: skip
+        record = {"project": definition.project, "files": dict(definition.files), "lock_sha256": definition.lock_sha256}
         write_json(folder / PIPELINE_JSON, record)
         yield folder
 
@@ -289,18 +287,28 @@ class Graph:
         from azureml.pipeline.steps import PythonScriptStep
 
         return PythonScriptStep(
-            ENTRY, name=name, arguments=[name, *arguments], inputs=inputs, outputs=outputs, allow_reuse=reuse,
+            ENTRY,
+            name=name,
+            arguments=[name, *arguments],
+            inputs=inputs,
+            outputs=outputs,
+            allow_reuse=reuse,
             **self._common,
-        )  # fmt: skip
+        )
 
     def _train(self, trained: Any) -> Any:
         arguments = [
-            "--dataset-name", dataset_name(self._azure, self._definition.project),
-            "--datastore", self._store.name,
-            "--dataset-version", self._parameters["dataset_version"],
-            "--data-file-path", self._parameters["data_file_path"],
-            "--output", trained,
-        ]  # fmt: skip
+            "--dataset-name",
+            dataset_name(self._azure, self._definition.project),
+            "--datastore",
+            self._store.name,
+            "--dataset-version",
+            self._parameters["dataset_version"],
+            "--data-file-path",
+            self._parameters["data_file_path"],
+            "--output",
+            trained,
+        ]
         return self._step("train", arguments, [], [trained], reuse=True)
 
     def _evaluate(self, trained: Any, evaluation: Any) -> Any:
@@ -316,9 +324,14 @@ class Graph:
     def _identity(self) -> list[Any]:
         build = self._build
         return [
-            "--model-name", self._parameters["model_name"],
-            "--caller-run-id", self._parameters["caller_run_id"],
-            "--build-id", build.id,
-            "--build-uri", build.uri or NONE,
-            "--git-commit", build.git_commit or NONE,
-        ]  # fmt: skip
+            "--model-name",
+            self._parameters["model_name"],
+            "--caller-run-id",
+            self._parameters["caller_run_id"],
+            "--build-id",
+            build.id,
+            "--build-uri",
+            build.uri or NONE,
+            "--git-commit",
+            build.git_commit or NONE,
+        ]

@@ -167,9 +167,10 @@ class AzureMlPlatform:
         entry = attempt(get, f"pipeline {pipeline_id} of {self._where}") if _is_plain(pipeline_id) else None
         if not entry:
             raise UsageError(
-                f"no pipeline {harmless(pipeline_id)!r} is published here", where=self._where,
+                f"no pipeline {harmless(pipeline_id)!r} is published here",
+                where=self._where,
                 next_step="run: inv publish",
-            )  # fmt: skip
+            )
         return entry
 
     # Runs

@@ -20,9 +20,16 @@ from ml_service.platforms.azureml_v1.sdk import attempt, is_missing, translated
 from ml_service.ports import ModelVersion
 
 TAGS = (
-    "run_id", "build_id", "build_uri", "git_commit", "pipeline_id", "data_sha256", "lock_sha256",
-    "training_rows_sha256", "runtime",
-)  # fmt: skip
+    "run_id",
+    "build_id",
+    "build_uri",
+    "git_commit",
+    "pipeline_id",
+    "data_sha256",
+    "lock_sha256",
+    "training_rows_sha256",
+    "runtime",
+)
 """What a version carries from the call that creates it, as the port lists it."""
 
 CONFIRMED = "champion_since"

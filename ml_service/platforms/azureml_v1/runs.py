@@ -29,9 +29,7 @@ def read_run(run: Any, where: str) -> Run:
     record = attempt(run._client.run.get_run, f"run {run.id} of {where}")
     tags: Mapping[str, str] = record.tags or {}
     status = _ENDED.get(record.status, RunStatus.RUNNING)
-    verdict = {
-        name.removeprefix(VERDICT): _value(text) for name, text in tags.items() if name.startswith(VERDICT)
-    }
+    verdict = {name.removeprefix(VERDICT): _value(text) for name, text in tags.items() if name.startswith(VERDICT)}
     error, code = "", 0
     if status is RunStatus.FAILED:
         error = harmless_lines(tags.get(ERROR, "")) or _said(record)

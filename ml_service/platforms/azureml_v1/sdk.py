@@ -25,9 +25,14 @@ _PATIENCE = {"AZUREML_DEFAULT_BACKOFF": "4", "AZUREML_DEFAULT_RETRIES": "3", "AZ
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 _STATUS = re.compile(r"(?:\bCode:\s*|status[_ ]code\W+|\(|\btoo many )(\d{3})\b", re.IGNORECASE)
 _UNREACHABLE = (
-    "ChunkedEncodingError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ClientRequestError",
-    "ServiceRequestError", "Timeout",
-)  # fmt: skip
+    "ChunkedEncodingError",
+    "ConnectionError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "ClientRequestError",
+    "ServiceRequestError",
+    "Timeout",
+)
 _SIGNATURE = re.compile(r"\?[^\s'\"]*\bsig=[^\s'\"]*")
 """What signs an address of the storage: whoever reads it may read the file."""
 _SIGN_IN = {"AuthenticationException", "ClientAuthenticationError"}

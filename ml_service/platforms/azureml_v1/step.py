@@ -120,9 +120,7 @@ def train(step: Step) -> None:
     data = output / "data.csv"
     source = _fetch_data(step, data)
     candidate = output / "candidate"
-    step.project(
-        "train", "--data", str(data), "--parameters", step.snapshot.parameters, "--output", str(candidate)
-    )
+    step.project("train", "--data", str(data), "--parameters", step.snapshot.parameters, "--output", str(candidate))
     write_json(output / "source.json", {"dataset": source, "data_sha256": sha256_of(data)})
     step.log_metrics(step.run, read_step_json(candidate / "metrics.json"))
 
@@ -138,9 +136,7 @@ def _fetch_data(step: Step, data: Path) -> str:
         with translated(where):
             dataset = Dataset.File.from_files((datastore, options.data_file_path), validate=False)
     else:
-        dataset = attempt(
-            lambda: Dataset.get_by_name(step.workspace, name, version=options.dataset_version), where
-        )
+        dataset = attempt(lambda: Dataset.get_by_name(step.workspace, name, version=options.dataset_version), where)
     digest = _download(dataset, data, where)
     if options.data_file_path != NONE:
         with translated(f"dataset {name}"):

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ml_service.azure.errors import RETRIES, AbsentError, translated
+from ml_service.common.version import Version
 from ml_service.config import Settings
 from ml_service.ports import Progress
 from ml_service.targets.aci.container_group import MAIN, OWNER, PREVIOUS, TURN
-from ml_service.azure.errors import AbsentError, RETRIES, translated
-from ml_service.common.version import Version
 
 _SAY_AGAIN = 10.0
 

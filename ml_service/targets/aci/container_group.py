@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_service.common.version import Version, scoring_options
 from ml_service.config import AciSettings, Settings
 from ml_service.errors import ConfigurationError
-from ml_service.ports import Keys
-from ml_service.common.version import scoring_options, Version
 from ml_service.images.pull_access import PullAccess
+from ml_service.ports import Keys
 
 OWNER, TURN, PREVIOUS = "mlops-deployment", "mlops-turn", "mlops-previous"
 KEYS_VERSION, CERTIFICATE = "mlops-keys", "mlops-certificate"

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ml_service.azure import errors
+from ml_service.azure import lease as azure_lease
+from ml_service.azure.key_vault import VaultKeys
+from ml_service.common import keys as key_file
+from ml_service.common.package_store import PackageStore
+from ml_service.common.version import Version
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UnhealthyError, UsageError
-from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.http_session import session_for
-from ml_service.azure import errors, lease as azure_lease
-from ml_service.common import keys as key_file
 from ml_service.images import pull_access, signing
+from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets.aci import container_group
-from ml_service.targets.aci.client import Groups, version_of, View
-from ml_service.common.version import Version
-from ml_service.common.package_store import PackageStore
-from ml_service.azure.key_vault import VaultKeys
+from ml_service.targets.aci.client import Groups, View, version_of
 
 _HERE = "target aci"
 _LABELS = ("a", "b", "c")

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from ml_service.config import AksSettings, Settings
 from ml_service.errors import UnavailableError, UnhealthyError, UsageError
-from ml_service.ports import Progress
 from ml_service.http_session import session_for
-from ml_service.targets.aks.deployment import CANARY, read_version, STABLE
+from ml_service.ports import Progress
 from ml_service.targets.aks.client import Cluster, Object
+from ml_service.targets.aks.deployment import CANARY, STABLE, read_version
 from ml_service.targets.aks.port_forward import forwarded
 
 SHARE, BASELINE = "mlops/canary-percent", "mlops/canary-baseline"

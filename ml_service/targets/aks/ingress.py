@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, MlopsError, UnhealthyError
 from ml_service.ports import Finding, Progress
-from ml_service.targets.aks.deployment import CANARY, supporting, track_name
 from ml_service.targets.aks.client import Cluster, Forbidden, Object
+from ml_service.targets.aks.deployment import CANARY, supporting, track_name
 
 MESH = "mesh"
 HTTP_ROUTE, VIRTUAL_SERVICE = "HTTPRoute", "VirtualService"

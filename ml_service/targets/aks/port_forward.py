@@ -43,9 +43,7 @@ def _connect(client: socket.socket, cluster: Cluster, pod: str, port: int) -> No
     with client:
         try:
             core = CoreV1Api(cluster.api)
-            stream = portforward(
-                core.connect_get_namespaced_pod_portforward, pod, cluster.namespace, ports=str(port)
-            )
+            stream = portforward(core.connect_get_namespaced_pod_portforward, pod, cluster.namespace, ports=str(port))
         except (ApiException, OSError):
             # The client sees a closed connection, as from a pod that does not answer.
             return

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ml_service.config import DockerTargetSettings, Settings
 from ml_service.errors import IntegrityError, UnavailableError, UsageError
-from ml_service.ports import Progress, Release
 from ml_service.images import registry
-from ml_service.images.engine import BUILD_LABEL, find_image, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL
+from ml_service.images.engine import BUILD_LABEL, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL, find_image
+from ml_service.ports import Progress, Release
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_service.config import ImageSettings
-from ml_service.ports import Progress
 from ml_service.images.build import follow_build
+from ml_service.ports import Progress
 
 if TYPE_CHECKING:
     from docker import DockerClient

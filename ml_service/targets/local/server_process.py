@@ -15,10 +15,10 @@ from pathlib import Path
 
 import aiohttp
 
+from ml_service.common.proxy import Upstream
 from ml_service.errors import IntegrityError
 from ml_service.package import verify
-from ml_service.common.proxy import Upstream
-from ml_service.targets.local.state import Deployed, LOOPBACK, Paths
+from ml_service.targets.local.state import LOOPBACK, Deployed, Paths
 
 GUARD = Path(__file__).with_name("watchdog.py")
 SERVER = Path("scoring") / "server.py"
@@ -59,9 +59,7 @@ class Backend:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def launch(
-        cls, deployed: Deployed, package: Path, environment: Mapping[str, str], log: Log
-    ) -> Backend:
+    async def launch(cls, deployed: Deployed, package: Path, environment: Mapping[str, str], log: Log) -> Backend:
         """Start the process on a port that is free now; it need not have bound it yet."""
         port = _free_port()
         process = await asyncio.create_subprocess_exec(

@@ -20,7 +20,7 @@ from ml_service import package
 from ml_service.config import Settings
 from ml_service.errors import IntegrityError, MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
-from ml_service.targets.local.state import Control, Deployed, Gone, LOOPBACK, Paths, Refused, State
+from ml_service.targets.local.state import LOOPBACK, Control, Deployed, Gone, Paths, Refused, State
 
 if TYPE_CHECKING:
     import filelock

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ml_service.azure.errors import RETRIES, AbsentError, translated
+from ml_service.common.version import Version, scoring_options
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, UsageError
-from ml_service.ports import Keys, Progress
-from ml_service.azure.errors import AbsentError, RETRIES, translated
-from ml_service.common.version import scoring_options, Version
 from ml_service.images.pull_access import PullAccess
+from ml_service.ports import Keys, Progress
 
 OWNER = "mlops-deployment"
 KEYS = ("SCORING_PRIMARY_KEY", "SCORING_SECONDARY_KEY")

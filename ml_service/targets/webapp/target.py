@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from ml_service.azure import errors
+from ml_service.azure import lease as azure_lease
+from ml_service.azure.key_vault import VaultKeys
+from ml_service.common import keys as key_file
+from ml_service.common.package_store import PackageStore
+from ml_service.common.version import Version
 from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnhealthyError, UsageError
-from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.http_session import session_for
-from ml_service.azure import errors, lease as azure_lease
-from ml_service.common import keys as key_file
 from ml_service.images import pull_access, signing
-from ml_service.common.version import Version
-from ml_service.common.package_store import PackageStore
 from ml_service.images.pull_access import PullAccess
-from ml_service.azure.key_vault import VaultKeys
-from ml_service.targets.webapp.site import KEYS, settings_of, Site, WebApp
+from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
+from ml_service.targets.webapp.site import KEYS, Site, WebApp, settings_of
 
 _HERE = "target webapp"
 _POLL = 0.5

@@ -15,15 +15,15 @@ from typing import Any
 
 import msgspec
 
+from scoring_service.errors import RequestError, plain
+from scoring_service.executor import Job, Lane, Outcome, abandoned
+from scoring_service.http.openapi import describe
 from scoring_service.http.protocol import Connection, Request, too_large, too_many_connections
-from scoring_service.errors import plain, RequestError
 from scoring_service.json_log import Journal
 from scoring_service.keys import KeyRing
-from scoring_service.executor import abandoned, Job, Lane, Outcome
+from scoring_service.latency import INLINE_SECONDS, Pace
 from scoring_service.metrics import SharedMetrics, WorkerMetrics
 from scoring_service.model.package import Scorer
-from scoring_service.http.openapi import describe
-from scoring_service.latency import INLINE_SECONDS, Pace
 from scoring_service.settings import Settings
 
 _JSON = b"Content-Type: application/json\r\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scoring_service.model.package import Package
-from scoring_service.model.signature import Column, LARGEST_FLOAT
+from scoring_service.model.signature import LARGEST_FLOAT, Column
 
 _TYPES: dict[str, dict[str, Any]] = {
     "double": {"type": "number", "format": "double"},

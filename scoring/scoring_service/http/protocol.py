@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from scoring_service.errors import plain, RequestError
+from scoring_service.errors import RequestError, plain
 
 LINGER = 2.0
 """Seconds that a connection which is to be closed still takes in what the client has sent: closing earlier would reset
@@ -22,10 +22,17 @@ _MOST_HEADERS = 100
 
 _KEPT_HEADERS = frozenset(
     (
-        b"authorization", b"content-type", b"content-encoding", b"content-length", b"expect", b"host",
-        b"traceparent", b"transfer-encoding", b"x-request-id",
+        b"authorization",
+        b"content-type",
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"traceparent",
+        b"transfer-encoding",
+        b"x-request-id",
     )
-)  # fmt: skip
+)
 
 _SINGLE = frozenset(
     (b"authorization", b"content-encoding", b"content-length", b"content-type", b"host", b"transfer-encoding")
@@ -41,9 +48,18 @@ class Request:
     """One request as far as it has been read. ``refusal`` is why it is not going to be served."""
 
     __slots__ = (
-        "method", "target", "headers", "body", "parts", "size", "keep_alive", "refusal", "started", "request_id",
+        "method",
+        "target",
+        "headers",
+        "body",
+        "parts",
+        "size",
+        "keep_alive",
+        "refusal",
+        "started",
+        "request_id",
         "route",
-    )  # fmt: skip
+    )
 
     def __init__(self) -> None:
         self.method = b""
@@ -95,10 +111,27 @@ class Connection(asyncio.Protocol):
     """One client. Requests that arrive while one is being answered wait, and reading stops until they are through."""
 
     __slots__ = (
-        "_handler", "_transport", "_parser", "_request", "_head_done", "_head_size", "_headers", "_raw_size",
-        "_waiting", "_busy", "_blocked", "_closing", "_sending", "_ended", "deadline", "_alive", "_upgrading",
-        "_held", "_twice", "is_surplus",
-    )  # fmt: skip
+        "_handler",
+        "_transport",
+        "_parser",
+        "_request",
+        "_head_done",
+        "_head_size",
+        "_headers",
+        "_raw_size",
+        "_waiting",
+        "_busy",
+        "_blocked",
+        "_closing",
+        "_sending",
+        "_ended",
+        "deadline",
+        "_alive",
+        "_upgrading",
+        "_held",
+        "_twice",
+        "is_surplus",
+    )
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from scoring_service.errors import PackageError, quote, RequestError
+from scoring_service.errors import PackageError, RequestError, quote
 from scoring_service.model.signature import Row, RowReader, Signature
 
 MANIFEST = "manifest.json"

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from scoring_service.errors import PackageError, quote, RequestError
+from scoring_service.errors import PackageError, RequestError, quote
 
 Value: TypeAlias = "float | int | bool | str"
 Row: TypeAlias = "Sequence[Value]"

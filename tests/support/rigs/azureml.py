@@ -17,7 +17,7 @@ from emulators.azureml.world import Workspace
 from ml_service.config import Settings
 from ml_service.platforms.azureml_v1.platform import AzureMlPlatform
 from ml_service.ports import Build, ModelVersion, PublishedPipeline, Run
-from tests.support.repositories import definition, make_repository, PROJECT, write_data
+from tests.support.repositories import PROJECT, definition, make_repository, write_data
 
 LOCK = "numpy==2.0.0 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\n    # via x\n"
 _NUMBERS = itertools.count(1)

@@ -14,7 +14,7 @@ from ml_service.config import Settings
 from ml_service.platforms import open_platform
 from ml_service.ports import ModelVersion, Platform
 from tests.support.fake_platform import FakePlatform
-from tests.support.repositories import make_repository, PROJECT
+from tests.support.repositories import PROJECT, make_repository
 
 
 class Rig(Protocol):
@@ -111,5 +111,7 @@ class AzureMlRig:
 
 
 RIGS: dict[str, type[FakeRig] | type[LocalRig] | type[AzureMlRig]] = {
-    "fake": FakeRig, "local": LocalRig, "azureml": AzureMlRig,
-}  # fmt: skip
+    "fake": FakeRig,
+    "local": LocalRig,
+    "azureml": AzureMlRig,
+}

@@ -26,7 +26,7 @@ from ml_service.project import (
     run_step,
     step_environment,
 )
-from tests.support.repositories import make_repository, PROJECT
+from tests.support.repositories import PROJECT, make_repository
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console as RichConsole
 
 from ml_service.console import Console
-from ml_service.stages import STAGES, Outcome, Stage, exit_code, run_stages
 from ml_service.stage_table import print_table, stage_table
+from ml_service.stages import STAGES, Outcome, Stage, exit_code, run_stages
 
 TASKS = """
 import json, os, signal, sys, time

@@ -10,8 +10,15 @@ from ml_service.summary import training_summary
 
 NOT = "Model was not registered for this run."
 BETTER: dict[str, Any] = {
-    "accept": True, "reason": "better: mse is 12 better", "metric": "mse", "direction": "lower", "candidate": 3000.0,
-    "champion": 3012.0, "improvement": 12.0, "rows": 89, "rows_left_out": 0,
+    "accept": True,
+    "reason": "better: mse is 12 better",
+    "metric": "mse",
+    "direction": "lower",
+    "candidate": 3000.0,
+    "champion": 3012.0,
+    "improvement": 12.0,
+    "rows": 89,
+    "rows_left_out": 0,
     "bootstrap": {"draws": 2000, "low": -4.0, "high": 28.0},
 }
 

@@ -193,9 +193,7 @@ def test_redeploy_ships_the_champion_with_edited_scoring_code(deployed: Workflow
     before = deployed.serving()
     (deployed.root / "scoring" / "score.py").write_text("# fixed\n")
     artifact = deployed.root / "artifact-3"
-    deployment.redeploy(
-        deployed.settings("3"), deployed.platform, deployed.target, deployed.console, artifact=artifact
-    )
+    deployment.redeploy(deployed.settings("3"), deployed.platform, deployed.target, deployed.console, artifact=artifact)
     assert deployed.serving().model == before.model
     assert deployed.serving().package_sha256 != before.package_sha256
 
@@ -209,8 +207,12 @@ def test_redeploy_builds_the_image_of_what_it_packaged_before_it_deploys(deploye
         seen.append((artifact / "model.json").is_file() and deployed.serving() == before)
 
     deployment.redeploy(
-        deployed.settings("4"), deployed.platform, deployed.target, deployed.console,
-        artifact=artifact, build_image=build_image,
+        deployed.settings("4"),
+        deployed.platform,
+        deployed.target,
+        deployed.console,
+        artifact=artifact,
+        build_image=build_image,
     )
     assert seen == [True]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tools.azure_pipelines.expand import expand
-from tools.azure_pipelines.expressions import evaluate, ExpressionError, parse
+from tools.azure_pipelines.expressions import ExpressionError, evaluate, parse
 from tools.azure_pipelines.source import PipelineError
 
 
@@ -61,7 +61,8 @@ steps:
       ${{ insert }}: ${{ parameters.env }}
 """
     assert expanded(tmp_path, main)["steps"] == [
-        {"script": "run x", "env": {"A": "1", "B": "2"}}, {"script": "run y", "env": {"A": "1", "B": "2"}}
+        {"script": "run x", "env": {"A": "1", "B": "2"}},
+        {"script": "run y", "env": {"A": "1", "B": "2"}},
     ]
 
 

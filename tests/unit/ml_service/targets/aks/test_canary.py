@@ -9,7 +9,7 @@ from scipy.stats import fisher_exact
 
 from ml_service.config import AksSettings
 from ml_service.errors import UsageError
-from ml_service.targets.aks.canary import _chance, parse, Share, share, Traffic, verdict
+from ml_service.targets.aks.canary import Share, Traffic, _chance, parse, share, verdict
 
 EXPOSITION = """
 # HELP scoring_requests_total Requests answered, by route and status.

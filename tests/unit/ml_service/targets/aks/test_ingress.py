@@ -10,10 +10,11 @@ import pytest
 
 from ml_service.config import AksSettings
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
-from ml_service.targets.aks import canary as aks_canary, ingress
+from ml_service.targets.aks import canary as aks_canary
+from ml_service.targets.aks import ingress
 from ml_service.targets.aks.canary import Share
-from ml_service.targets.aks.ingress import answer, Entrance, weighed
-from tests.support.aks_scenario import at_gateway, NAME, without_waiting, World
+from ml_service.targets.aks.ingress import Entrance, answer, weighed
+from tests.support.aks_scenario import NAME, World, at_gateway, without_waiting
 from tests.support.deployments import no_question
 from tests.support.route_schemas import violations
 

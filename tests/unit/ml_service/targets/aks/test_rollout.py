@@ -11,8 +11,8 @@ import pytest
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Release
 from ml_service.targets.aks import canary, lease, permissions
-from ml_service.targets.aks.deployment import deployment, read_version, STABLE, Version
-from tests.support.aks_scenario import at_gateway, NAME, ROOT, without_waiting, World
+from ml_service.targets.aks.deployment import STABLE, Version, deployment, read_version
+from tests.support.aks_scenario import NAME, ROOT, World, at_gateway, without_waiting
 from tests.support.deployments import no_question
 
 pytest.importorskip("kubernetes")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ml_service.targets.docker import proxy_container
-from ml_service.targets.docker.proxy_container import ask, Router
+from ml_service.targets.docker.proxy_container import Router, ask
 
 FIRST = {"container": "first", "since": "2026-01-01T00:00:00+00:00"}
 SECOND = {"container": "second", "since": "2026-01-02T00:00:00+00:00"}
