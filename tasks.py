@@ -173,15 +173,15 @@ def _translating(work: Work, body: Callable[..., None], plans: bool, changes: st
 # Quality
 
 
-@stage(help={"junit": _JUNIT})
-def lint(work: Work, junit: str = "") -> None:
-    """flake8, types, import rules.
+@stage(help={"junit": _JUNIT, "fix": "format the code and sort its imports first"})
+def lint(work: Work, junit: str = "", fix: bool = False) -> None:
+    """Format, flake8, types, import rules.
 
-    Examples: inv lint · inv lint --junit reports/lint.xml
+    Examples: inv lint · inv lint --fix · inv lint --junit reports/lint.xml
     """
     from ml_service.quality import lint as run
 
-    run(ROOT, work.console, junit=junit)
+    run(ROOT, work.console, fix=fix, junit=junit)
 
 
 @stage(help={"junit": _JUNIT, "suite": _SUITE, "quick": _QUICK, "failed": _FAILED})
@@ -498,8 +498,8 @@ def keys(work: Work, target: str, show: bool = False, json: bool = False) -> Non
 
     Examples: inv keys --target local · inv keys --target local --show --json
     """
-    from ml_service.workflows import deployment
     from ml_service.report import keys_text
+    from ml_service.workflows import deployment
 
     found = deployment.keys(work.settings, work.target(target), show=show)
     work.console.line(keys_text(found, show=show, as_json=json))
@@ -515,9 +515,9 @@ def ci(work: Work) -> None:
     Examples: inv ci · CI=true inv ci
     """
     from ml_service import builds
-    from ml_service.workflows import deployment
-    from ml_service.stages import exit_code, run_stages
     from ml_service.stage_table import print_table
+    from ml_service.stages import exit_code, run_stages
+    from ml_service.workflows import deployment
 
     resolved = builds.mint(work.settings)
     work.console.line(str(resolved))

@@ -51,14 +51,21 @@ class QualityError(MlopsError):
     exit_code = 1
 
 
-def lint(root: Path, console: Console, *, junit: str = "") -> None:
-    """Run flake8, mypy and import-linter; all three, so that one round of mending is enough.
+def lint(root: Path, console: Console, *, fix: bool = False, junit: str = "") -> None:
+    """Run the formatter's check, flake8, mypy and import-linter; all of them, so that one round of mending is enough.
+
+    ``fix`` formats the code and sorts its imports first.
 
     Raises:
         QualityError: one of them found something.
     """
     checked = [name for name in CHECKED if (root / name).exists()]
+    if fix:
+        for command in (["format", *checked], ["check", "--fix", *checked]):
+            subprocess.run([sys.executable, "-m", "ruff", "--quiet", *command], cwd=root, check=False)
     tools = {
+        "format": ["-m", "ruff", "format", "--quiet", "--diff", *checked],
+        "imports": ["-m", "ruff", "check", "--quiet", "--diff", *checked],
         "flake8": ["-m", "flake8", *checked],
         "mypy": ["-m", "mypy", f"--cache-dir={_types_cache(root)}", *checked],
         "import-linter": ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
@@ -75,8 +82,9 @@ def lint(root: Path, console: Console, *, junit: str = "") -> None:
     if junit:
         _write_junit(Path(junit), results)
     if failed := [name for name, (code, _, _) in results.items() if code]:
+        again = "inv lint --fix formats" if {"format", "imports"} & set(failed) else "mend it"
         raise QualityError(
-            f"{', '.join(failed)} found what is listed above", where="lint", next_step="mend it; again: inv lint"
+            f"{', '.join(failed)} found what is listed above", where="lint", next_step=f"{again}; again: inv lint"
         )
 
 

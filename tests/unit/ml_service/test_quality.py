@@ -29,6 +29,8 @@ source_pkgs = ["ml_service"]
 fail_under = 90
 [tool.pytest.ini_options]
 markers = ["slow"]
+[tool.ruff.lint]
+select = ["I"]
 [tool.importlinter]
 root_package = "ml_service"
 [[tool.importlinter.contracts]]
@@ -67,13 +69,13 @@ def test_lint_is_quiet_about_clean_code(root: Path, console: Console, tmp_path: 
     """The JUnit report has one case for each tool."""
     quality.lint(root, console, junit=str(tmp_path / "reports" / "lint.xml"))
     suite = ElementTree.parse(tmp_path / "reports" / "lint.xml").getroot()
-    assert [case.get("name") for case in suite] == ["flake8", "mypy", "import-linter"]
-    assert (suite.get("tests"), suite.get("failures")) == ("3", "0")
+    assert [case.get("name") for case in suite] == ["format", "imports", "flake8", "mypy", "import-linter"]
+    assert (suite.get("tests"), suite.get("failures")) == ("5", "0")
 
 
 def test_lint_runs_every_tool_before_it_fails(root: Path, tmp_path: Path) -> None:
     """One round of mending is enough, and the findings are in the report."""
-    (root / "ml_service" / "bad.py").write_text("import os\nx: int = 'text'\n")
+    (root / "ml_service" / "bad.py").write_text('import os\n\nx: int = "text"\n')
     stream = io.StringIO()
     with pytest.raises(QualityError, match="flake8, mypy found"):
         quality.lint(root, Console(stream), junit=str(tmp_path / "lint.xml"))
@@ -82,6 +84,17 @@ def test_lint_runs_every_tool_before_it_fails(root: Path, tmp_path: Path) -> Non
     failures = ElementTree.parse(tmp_path / "lint.xml").getroot().findall("testcase/failure")
     assert len(failures) == 2
     assert "F401" in (failures[0].text or "")
+
+
+def test_lint_can_mend_the_format_and_the_order_of_imports(root: Path, console: Console) -> None:
+    """Without --fix it only shows what would change."""
+    path = root / "ml_service" / "loose.py"
+    path.write_text("import sys\nimport os\n\nNAMES = [os.name,sys.platform]\n")
+    with pytest.raises(QualityError, match="format, imports found") as caught:
+        quality.lint(root, console)
+    assert "inv lint --fix" in caught.value.next_step
+    quality.lint(root, console, fix=True)
+    assert path.read_text() == "import os\nimport sys\n\nNAMES = [os.name, sys.platform]\n"
 
 
 def test_the_named_suites_are_run_and_reported(root: Path, console: Console, tmp_path: Path) -> None:
