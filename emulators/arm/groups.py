@@ -41,9 +41,9 @@ def _check(world: World, name: str, body: Json) -> None:
             409,
             "ServiceUnavailable",
             (
-                f"The requested resource is not available in the location '{location}' at this moment. Please retry "
-                f"with a different resource request or in another location. Resource requested: '{resources['cpu']}' CPU "
-                f"'{resources['memoryInGB']}' GB memory 'Linux' OS"
+                f"The requested resource is not available in the location '{location}' at this moment. Please "
+                f"retry with a different resource request or in another location. "
+                f"Resource requested: '{resources['cpu']}' CPU '{resources['memoryInGB']}' GB memory 'Linux' OS"
             ),
         )
     if len(world.groups) >= world.group_quota:

@@ -90,7 +90,7 @@ def test_lint_can_mend_the_format_and_the_order_of_imports(root: Path, console: 
     """Without --fix it only shows what would change."""
     path = root / "ml_service" / "loose.py"
     path.write_text("import sys\nimport os\n\nNAMES = [os.name,sys.platform]\n")
-    with pytest.raises(QualityError, match="format, imports found") as caught:
+    with pytest.raises(QualityError, match="format, imports, flake8 found") as caught:
         quality.lint(root, console)
     assert "inv lint --fix" in caught.value.next_step
     quality.lint(root, console, fix=True)
