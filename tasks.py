@@ -20,6 +20,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
+from ml_service.targets import TARGETS
+
 if TYPE_CHECKING:
     from ml_service.config import Settings
     from ml_service.console import Console
@@ -33,7 +35,7 @@ _OPTIONS = {
     "build_id": "default: BUILD_BUILDID, else the one that publish or ci minted",
 }
 _DRY_RUN = "show what would be done, change nothing"
-_TARGET = "local, docker, aks, aci or webapp"
+_TARGET = f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}"
 _JUNIT = "write the results as JUnit XML"
 _SUITES = "architecture,unit,contract,integration,scoring"
 _SUITE = "comma-separated folders of tests/"
@@ -458,15 +460,16 @@ def redeploy(work: Work, target: str, artifact: str = "artifact") -> None:
     """
     from ml_service.workflows import deployment
 
+    adapter = work.target(target)
+
     def image() -> None:
-        # On this machine a package serves as it is; the others take an image, the remote ones by its digest.
-        if target in ("docker", "aks", "aci", "webapp"):
+        if adapter.needs_image:
             from ml_service.images.build import build
 
-            build(work.settings, work.console, artifact=_path(artifact), push=target != "docker")
+            build(work.settings, work.console, artifact=_path(artifact), push=adapter.needs_registry)
 
     deployment.redeploy(
-        work.settings, work.platform, work.target(target), work.console, artifact=_path(artifact), build_image=image
+        work.settings, work.platform, adapter, work.console, artifact=_path(artifact), build_image=image
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from ml_service.errors import ConfigurationError, UsageError
 
 PLATFORMS = ("local", "azureml")
-TARGETS = ("local", "docker", "aks", "aci", "webapp")
 
 _CLUSTER_NAME = r"[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?"
 """How objects and namespaces of a cluster are named."""

@@ -203,18 +203,42 @@ class Release:
     image_digest: str = ""
 
 
+class Action(StrEnum):
+    """How a step changes its subject; the word is what the printed plan begins the step with."""
+
+    COPY = "copy"
+    PULL = "pull"
+    CREATE = "create"
+    CHANGE = "change"
+    DELETE = "delete"
+    REMOVE = "remove"
+    SCALE = "scale"
+    START = "start"
+    VERIFY = "verify"
+    SWITCH = "switch"
+    SWAP = "swap"
+    MOVE = "move"
+    STOP = "stop"
+    RESTORE = "restore"
+
+
 @dataclass(frozen=True)
 class Step:
-    """One change that ``apply`` will make, in words a person can check; ``diff`` may hold the detail."""
+    """One change that ``apply`` makes, in words that a person can check; ``diff`` may show it line by line.
 
-    action: str
+    ``detail`` is what the target needs to perform the step, such as a manifest or the name of an object. Nobody else
+    reads it, and two steps with the same words are the same step.
+    """
+
+    action: Action
     subject: str
     diff: str = ""
+    detail: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``apply`` will do, in order. A dry run prints this very value."""
+    """The steps that ``apply`` performs, in order. A dry run prints this very value."""
 
     target: str
     release: Release
@@ -243,7 +267,7 @@ class Status:
 
 
 Verify = Callable[[Endpoint, Path | None], None]
-"""Questions a candidate by its package's examples; raises an MlopsError when it must not serve.
+"""Send a candidate its package's examples; raise an MlopsError when it must not serve.
 
 The package is the target's own copy, or None where it keeps none.
 """
@@ -252,8 +276,8 @@ The package is the target's own copy, or None where it keeps none.
 class Target(Protocol):
     """Where a package is deployed.
 
-    1. ``plan`` looks and changes nothing; ``apply`` performs exactly the plan's steps. Deploying what already serves
-       is planned as no step.
+    1. ``plan`` changes nothing; ``apply`` performs exactly the plan's steps. Deploying what already serves is planned
+       as no step.
     2. ``apply`` brings the candidate up beside what serves, waits until it is healthy, calls ``verify`` on it, and
        only then moves traffic. No request is lost: none fully sent stays without a complete answer, with keep-alive
        or without.
@@ -269,26 +293,78 @@ class Target(Protocol):
     7. ``logs`` yields the last lines, oldest first; nothing in them is a key. ``keys`` and ``endpoint`` raise
        UsageError when nothing is deployed.
     8. Whatever cannot be reached raises UnavailableError naming it.
+
+    ``needs_image`` says that a deployment takes the release's image, ``needs_registry`` that it takes it from a
+    registry, so that the image has to be pushed.
     """
 
     name: str
+    needs_image: bool
+    needs_registry: bool
 
-    def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan: ...
+    def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
+        """Return the steps that would make ``release`` serve, and change nothing (1).
 
-    def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status: ...
+        Args:
+            release: the package, and for targets that need one its image.
+            canary_percent: the candidate's share of the traffic, from 1 to 99; None for all of it.
 
-    def endpoint(self) -> Endpoint: ...
+        Raises:
+            UsageError: the target has no canary, one is running already, or nothing serves beside which it could run.
+            IntegrityError: the image is not signed as the settings ask.
+            ConfigurationError: a setting that the deployment needs is missing.
+            UnavailableError: what it looks at cannot be reached (8).
+        """
 
-    def status(self) -> Status | None: ...
+    def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status:
+        """Perform the steps of ``plan``, calling ``verify`` on the candidate before it gets traffic (1 to 4).
 
-    def rollback(self, verify: Verify, progress: Progress) -> Status: ...
+        Returns:
+            What serves afterwards.
 
-    def promote(self, progress: Progress) -> Status: ...
+        Raises:
+            UnhealthyError: the candidate did not come up or did not pass; the version before serves (3).
+            UnavailableError: what the plan was made for has changed since, or cannot be reached (4, 8).
+        """
 
-    def undeploy(self, progress: Progress) -> None: ...
+    def endpoint(self) -> Endpoint:
+        """Return the address of what serves, with a key that opens it (7).
 
-    def logs(self, lines: int) -> Sequence[str]: ...
+        Raises:
+            UsageError: nothing is deployed.
+        """
 
-    def keys(self) -> Keys: ...
+    def status(self) -> Status | None:
+        """Return what serves, or None when nothing is deployed (5)."""
 
-    def diagnose(self) -> Sequence[Finding]: ...
+    def rollback(self, verify: Verify, progress: Progress) -> Status:
+        """Move back to the version before, which has to pass ``verify``, too; during a canary, remove it (5).
+
+        Raises:
+            UsageError: there is no version before.
+            UnhealthyError: the version before did not come up or did not pass; the other still serves.
+        """
+
+    def promote(self, progress: Progress) -> Status:
+        """Give the canary all traffic, unless its metrics are worse (5).
+
+        Raises:
+            UsageError: there is no canary.
+            UnhealthyError: its metrics are worse, or too few requests were counted.
+        """
+
+    def undeploy(self, progress: Progress) -> None:
+        """Remove everything that the target holds except its logs; a second time is no error (6)."""
+
+    def logs(self, lines: int) -> Sequence[str]:
+        """Return the last ``lines`` lines that the service wrote, oldest first, with keys masked (7)."""
+
+    def keys(self) -> Keys:
+        """Return the endpoint's two keys (7).
+
+        Raises:
+            UsageError: nothing is deployed.
+        """
+
+    def diagnose(self) -> Sequence[Finding]:
+        """Check what a deployment would need; return one finding for each thing, and raise nothing."""

@@ -13,6 +13,7 @@ from typing import Any
 from ml_service import package
 from ml_service.errors import MlopsError, UnhealthyError, UsageError
 from ml_service.ports import (
+    Action,
     Endpoint,
     Finding,
     Keys,
@@ -60,6 +61,8 @@ class FakeTarget:
     """
 
     name = "fake"
+    needs_image = False
+    needs_registry = False
 
     def __init__(self) -> None:
         self._changing = threading.Lock()
@@ -86,7 +89,7 @@ class FakeTarget:
         if canary_percent is not None:
             raise UsageError("the fake target has no canary")
         same = self._current is not None and self._current.package_sha256 == release.package_sha256
-        steps = [Step("start", release.model_version), Step("switch", "the traffic")]
+        steps = [Step(Action.START, release.model_version), Step(Action.SWITCH, "the traffic")]
         return Plan(self.name, release, [] if same else steps)
 
     def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status:

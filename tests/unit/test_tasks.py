@@ -412,9 +412,11 @@ def test_rejected_data_exits_with_3(desk: Desk, capsys: pytest.CaptureFixture[st
 
 
 def test_without_fakes_an_unknown_target_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """As is one that this version does not have."""
+    """The next step lists those that there are."""
     assert inv("status", "--target", "moon") == 2
-    assert "the target 'moon' is unknown" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "unknown target 'moon'" in printed
+    assert "use one of: aci, aks, docker, local, webapp" in printed
 
 
 # Tasks that hand over to a tool
@@ -437,7 +439,7 @@ def test_lint_test_and_coverage_hand_over_to_quality(
     assert inv("test", "--suite", "unit,e2e", "--failed") == 0
     assert inv("coverage", "--suite", "unit", "--quick", "--xml", "c.xml") == 0
     assert calls == [
-        ("lint", desk.root, {"junit": "l.xml"}),
+        ("lint", desk.root, {"fix": False, "junit": "l.xml"}),
         ("test", desk.root, {"suites": ["unit", "e2e"], "quick": False, "failed": True, "junit": ""}),
         (
             "coverage",

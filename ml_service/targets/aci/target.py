@@ -21,7 +21,7 @@ from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.http_session import session_for
 from ml_service.images import pull_access, signing
-from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
+from ml_service.ports import Action, Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets.aci import container_group
 from ml_service.targets.aci.client import Groups, View, version_of
 
@@ -41,6 +41,8 @@ class AciTarget:
     """
 
     name = "aci"
+    needs_image = True
+    needs_registry = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -168,16 +170,16 @@ class AciTarget:
         if before == after:
             return []
         serves = version_of(view.current)
-        steps = [Step("remove", f"container group {name}, which nothing leads to") for name in view.strays]
+        steps = [Step(Action.REMOVE, f"container group {name}, which nothing leads to") for name in view.strays]
         steps += [
-            Step("create", f"a container group for {wanted}, beside what serves", _diff(before, after)),
-            Step("verify", f"{wanted} at its own address"),
-            Step("move", f"what status and endpoint name to the address of {wanted}"),
+            Step(Action.CREATE, f"a container group for {wanted}, beside what serves", _diff(before, after)),
+            Step(Action.VERIFY, f"{wanted} at its own address"),
+            Step(Action.MOVE, f"what status and endpoint name to the address of {wanted}"),
         ]
         if serves:
-            steps.append(Step("stop", f"{serves}, after {self._aci.drain_seconds:g} s for clients to follow"))
+            steps.append(Step(Action.STOP, f"{serves}, after {self._aci.drain_seconds:g} s for clients to follow"))
         if view.previous and not wanted.same_as(serves):
-            steps.append(Step("remove", f"container group {view.previous.name}: {version_of(view.previous)}"))
+            steps.append(Step(Action.REMOVE, f"container group {view.previous.name}: {version_of(view.previous)}"))
         return steps
 
     def _deploy(

@@ -14,7 +14,7 @@ from ml_service.common.package_store import PackageStore
 from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.images import signing
-from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
+from ml_service.ports import Action, Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets.aks import canary as canaries
 from ml_service.targets.aks import credentials, lease, permissions
 from ml_service.targets.aks.client import Cluster, Conflict, Object
@@ -43,6 +43,8 @@ class AksTarget:
     """The Target port on Kubernetes. All state is in the cluster; MLOPS_HOME keeps copies of packages for smoke."""
 
     name = "aks"
+    needs_image = True
+    needs_registry = True
 
     def __init__(self, settings: Settings, cluster: Cluster | None = None) -> None:
         self._settings = settings
@@ -194,18 +196,18 @@ class AksTarget:
         stable = self._stable()
         current = read_version(stable)
         steps = [step for body in self._surroundings() if (step := self._step(body))]
-        steps += [Step("delete", f"{one.kind} {one.name}: {one.why}") for one in self._entrance.leftovers()]
+        steps += [Step(Action.DELETE, f"{one.kind} {one.name}: {one.why}") for one in self._entrance.leftovers()]
         if self._cluster.get("v1", "Secret", self._secret_name) is None:
-            steps.append(Step("create", f"Secret {self._secret_name}, with two new keys"))
+            steps.append(Step(Action.CREATE, f"Secret {self._secret_name}, with two new keys"))
         same = wanted.same_as(current)
         assert current is not None or not same
         shown = current if same and current else wanted
         change = self._step(deployment(self._settings, shown, STABLE, _before(wanted, stable)))
         if change:
             who = f"{wanted} in a pod of its own, which serves nobody"
-            steps += [Step("start", who), Step("verify", f"{wanted} in that pod"), change]
+            steps += [Step(Action.START, who), Step(Action.VERIFY, f"{wanted} in that pod"), change]
         elif stable and (missing := shortfall(stable, self._aks.min_replicas)):
-            steps.append(Step("restore", f"Deployment {self._aks.name}: {missing} {shown}"))
+            steps.append(Step(Action.RESTORE, f"Deployment {self._aks.name}: {missing} {shown}"))
         return steps
 
     def _step(self, body: Object) -> Step | None:
@@ -213,7 +215,7 @@ class AksTarget:
         before = self._cluster.get(body["apiVersion"], kind, name)
         after = self._cluster.apply(body, dry_run=True, force=self._aks.take_over)
         diff = difference(before, after)
-        return Step("change" if before else "create", f"{kind} {name}", diff) if diff else None
+        return Step(Action.CHANGE if before else Action.CREATE, f"{kind} {name}", diff) if diff else None
 
     def _canary_steps(self, wanted: Version, percent: int) -> list[Step]:
         stable = self._stable()
@@ -229,10 +231,12 @@ class AksTarget:
         share, route = self._share(percent, stable), self._entrance.route
         goes = f"{share.percent:.1f} % of the traffic goes to {wanted}"
         return [
-            Step("start", f"{wanted} in a pod of its own, which serves nobody"),
-            Step("verify", f"{wanted} in that pod"),
-            Step("create", f"Deployment {track_name(self._settings, CANARY)}: {share.canary} pods of {wanted}"),
-            Step("change", f"{route}: {goes}") if route else Step("scale", f"{current} to {share.stable} pods: {goes}"),
+            Step(Action.START, f"{wanted} in a pod of its own, which serves nobody"),
+            Step(Action.VERIFY, f"{wanted} in that pod"),
+            Step(Action.CREATE, f"Deployment {track_name(self._settings, CANARY)}: {share.canary} pods of {wanted}"),
+            Step(Action.CHANGE, f"{route}: {goes}")
+            if route
+            else Step(Action.SCALE, f"{current} to {share.stable} pods: {goes}"),
         ]
 
     def _share(self, percent: int, stable: Object) -> canaries.Share:
@@ -418,7 +422,9 @@ class AksTarget:
 
     def _left_canary_steps(self) -> list[Step]:
         left = self._canary()
-        return [Step("delete", f"Deployment {left['metadata']['name']}: a canary that never began")] if left else []
+        return (
+            [Step(Action.DELETE, f"Deployment {left['metadata']['name']}: a canary that never began")] if left else []
+        )
 
     def _refuse_during_canary(self) -> None:
         """One whose start was killed got its pods, but never its share: the next deployment removes it."""

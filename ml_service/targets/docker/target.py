@@ -15,7 +15,7 @@ from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.images import signing
 from ml_service.images.engine import BUILD_LABEL, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL, engine
-from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
+from ml_service.ports import Action, Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets.docker import proxy_image
 from ml_service.targets.docker.containers import (
     DIGEST_LABEL,
@@ -40,6 +40,8 @@ class DockerTarget:
     """The Target port on a container engine. What lasts is on the engine; keys, packages and logs are in MLOPS_HOME."""
 
     name = "docker"
+    needs_image = True
+    needs_registry = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -176,16 +178,18 @@ class DockerTarget:
     def _steps(self, view: View, release: Release, image: Any | None) -> list[Step]:
         who = f"{release.model_name} version {release.model_version}"
         where = f"{self._docker.bind}:{self._docker.port}"
-        steps = [] if image is not None else [Step("pull", f"{release.image}@{release.image_digest}")]
+        steps = [] if image is not None else [Step(Action.PULL, f"{release.image}@{release.image_digest}")]
         if view.front is None or view.front.status != "running":
-            steps.append(Step("start", f"the front, which owns {where}"))
+            steps.append(Step(Action.START, f"the front, which owns {where}"))
         steps += [
-            Step("start", f"{who} beside what serves, until it is healthy"),
-            Step("verify", f"{who} on a private address"),
-            Step("switch", f"the traffic of {where} to {who}"),
+            Step(Action.START, f"{who} beside what serves, until it is healthy"),
+            Step(Action.VERIFY, f"{who} on a private address"),
+            Step(Action.SWITCH, f"the traffic of {where} to {who}"),
         ]
         before = view.container(view.current)
-        return steps if before is None else [*steps, Step("stop", f"{_who(before)}, once its requests are answered")]
+        return (
+            steps if before is None else [*steps, Step(Action.STOP, f"{_who(before)}, once its requests are answered")]
+        )
 
     def _apply(self, deployment: Deployment, release: Release, verify: Verify, progress: Progress) -> None:
         view = deployment.look()

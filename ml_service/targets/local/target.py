@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ml_service import package
 from ml_service.config import Settings
 from ml_service.errors import IntegrityError, MlopsError, UnavailableError, UnhealthyError, UsageError
-from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
+from ml_service.ports import Action, Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets.local.state import LOOPBACK, Control, Deployed, Gone, Paths, Refused, State
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class LocalTarget:
     """The Target port on this machine. Every method may be called from any process; the supervisor holds what lasts."""
 
     name = "local"
+    needs_image = False
+    needs_registry = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -148,13 +150,13 @@ class LocalTarget:
         port = self._local.port or state.port
         where = f"port {port} of {LOOPBACK}" if port else f"a free port of {LOOPBACK}"
         steps = [
-            Step("copy", f"the package {deployed.package_sha256[:12]} to {self._paths.packages}"),
-            Step("start", f"{deployed} beside what serves, until it is healthy"),
-            Step("verify", f"{deployed} on a private address"),
-            Step("switch", f"the traffic of {where} to {deployed}"),
+            Step(Action.COPY, f"the package {deployed.package_sha256[:12]} to {self._paths.packages}"),
+            Step(Action.START, f"{deployed} beside what serves, until it is healthy"),
+            Step(Action.VERIFY, f"{deployed} on a private address"),
+            Step(Action.SWITCH, f"the traffic of {where} to {deployed}"),
         ]
         if state.current is not None:
-            steps.append(Step("stop", f"{state.current}, once its requests are answered"))
+            steps.append(Step(Action.STOP, f"{state.current}, once its requests are answered"))
         return steps
 
     def _apply(self, release: Release, verify: Verify, progress: Progress) -> None:

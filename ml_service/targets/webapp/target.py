@@ -18,7 +18,7 @@ from ml_service.errors import MlopsError, UnhealthyError, UsageError
 from ml_service.http_session import session_for
 from ml_service.images import pull_access, signing
 from ml_service.images.pull_access import PullAccess
-from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
+from ml_service.ports import Action, Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
 from ml_service.targets.webapp.site import KEYS, Site, WebApp, settings_of
 
 _HERE = "target webapp"
@@ -35,6 +35,8 @@ class WebAppTarget:
     """
 
     name = "webapp"
+    needs_image = True
+    needs_registry = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -155,14 +157,16 @@ class WebAppTarget:
         steps = []
         if site is None:
             self._app.plan_id()
-            steps.append(Step("create", f"web app {name} on plan {self._settings.webapp.plan}: HTTPS only, two keys"))
+            steps.append(
+                Step(Action.CREATE, f"web app {name} on plan {self._settings.webapp.plan}: HTTPS only, two keys")
+            )
         if slot and self._app_slot(site) is None:
-            steps.append(Step("create", f"its deployment slot {slot}, with keys of its own"))
+            steps.append(Step(Action.CREATE, f"its deployment slot {slot}, with keys of its own"))
         where = f"slot {slot}" if slot else f"web app {name}, in place"
-        steps.append(Step("change", f"{where}: {wanted}", self._diff(site, wanted)))
-        steps.append(Step("verify", f"{wanted} in {where}"))
+        steps.append(Step(Action.CHANGE, f"{where}: {wanted}", self._diff(site, wanted)))
+        steps.append(Step(Action.VERIFY, f"{wanted} in {where}"))
         if slot:
-            steps.append(Step("swap", f"slot {slot} with production: {wanted} gets the traffic"))
+            steps.append(Step(Action.SWAP, f"slot {slot} with production: {wanted} gets the traffic"))
         return steps
 
     def _app_slot(self, site: Site | None) -> Site | None:
