@@ -163,7 +163,7 @@ import json, os, time
 from pathlib import Path
 from ml_service.ports import Release
 from ml_service.targets import open_target
-from tests.containers import settings_for
+from tests.support.containers import settings_for
 def stay(where):
     if where == {moment!r}:
         print(where, flush=True)

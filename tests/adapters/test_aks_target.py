@@ -336,8 +336,8 @@ def _deploying(rig: AksRig, release: Release, moment: str) -> subprocess.Popen[s
 import time
 from pathlib import Path
 from ml_service.ports import Release
-from ml_service.targets.aks import AksTarget
-from tests.containers import settings_for
+from ml_service.targets.aks.target import AksTarget
+from tests.support.containers import settings_for
 def stay(line):
     if {moment!r} in line:
         print({moment!r}, flush=True)

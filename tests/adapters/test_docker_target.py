@@ -126,8 +126,8 @@ def _deploying(rig: DockerRig, release: Release, moment: str) -> subprocess.Pope
 import sys, time
 from pathlib import Path
 from ml_service.ports import Release
-from ml_service.targets.docker import DockerTarget
-from tests.containers import settings_for
+from ml_service.targets.docker.target import DockerTarget
+from tests.support.containers import settings_for
 def stay(where):
     if where == {moment!r}:
         print(where, flush=True)

@@ -188,7 +188,7 @@ import os, signal, sys, json
 from pathlib import Path
 from ml_service.config import LocalTargetSettings, Settings
 from ml_service.ports import Release
-from ml_service.targets.local import LocalTarget
+from ml_service.targets.local.target import LocalTarget
 
 home, release, moment = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 local = LocalTargetSettings(port=0)
