@@ -20,7 +20,11 @@ _scorer: Scorer | None = None
 
 
 def init() -> None:
-    """Verify and load the package's model."""
+    """Verify and load the package's model.
+
+    Raises:
+        StartError: AZUREML_MODEL_DIR is not set, or the package is invalid.
+    """
     global _scorer
     directory = os.environ.get("AZUREML_MODEL_DIR")
     if not directory:
@@ -29,7 +33,11 @@ def init() -> None:
 
 
 def run(raw: str | bytes) -> dict[str, Any]:
-    """``{"data": [[…], …]}`` to ``{"result": […]}``; raises ValueError saying what is wrong with a request."""
+    """Return ``{"result": […]}`` for ``{"data": [[…], …]}``.
+
+    Raises:
+        ValueError: the request is invalid; the message says where.
+    """
     if _scorer is None:
         raise RuntimeError("init() has not been called")
     try:

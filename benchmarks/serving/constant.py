@@ -9,8 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scoring"))
 
 import scoring_service.worker as worker  # noqa: E402
-import server  # noqa: E402
 from scoring_service.model.package import Scorer, load  # noqa: E402
+from scoring_service.supervisor import main  # noqa: E402
 
 
 def load_constant(directory: Path, max_rows: int, threads: int = 1) -> Scorer:
@@ -23,4 +23,4 @@ def load_constant(directory: Path, max_rows: int, threads: int = 1) -> Scorer:
 
 if __name__ == "__main__":
     setattr(worker, "load", load_constant)
-    sys.exit(server.main())
+    sys.exit(main())

@@ -1,1 +1,1 @@
-"""The scoring service. ``score.py`` and ``server.py`` beside this package are its entries."""
+"""The scoring service. Its entries are ``score.py`` and ``server.py``, beside this package."""

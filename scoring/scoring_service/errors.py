@@ -1,14 +1,14 @@
-"""What can go wrong: with a request, which is answered, and with the start of the service, which is refused."""
+"""Errors of requests, which are answered, and of the start of the service, which exits."""
 
 from __future__ import annotations
 
 
 class RequestError(Exception):
-    """A request that cannot be answered as asked.
+    """A request that cannot be served.
 
-    ``status`` is the HTTP status, ``code`` a word for programs, ``message`` a sentence for people, ``place`` where in
-    the request it is wrong (``row 3, column BMI``). ``retry_after`` is in seconds, 0 when trying again does not help.
-    ``message`` goes back to the client and into the log: it must quote outside text through :func:`quote` only.
+    ``status`` is the HTTP status, ``code`` an identifier for programs, ``message`` a sentence for people, ``place``
+    the invalid part of the request (``row 3, column BMI``), ``retry_after`` seconds (0: a retry does not help).
+    ``message`` goes back to the client and into the log: outside text in it must go through :func:`quote`.
     """
 
     def __init__(self, status: int, code: str, message: str, place: str = "", retry_after: int = 0) -> None:
@@ -21,7 +21,10 @@ class RequestError(Exception):
 
 
 class StartError(Exception):
-    """The service cannot start: ``where`` is the file or setting, ``next_step`` what helps. Never holds a secret."""
+    """The service cannot start.
+
+    ``where`` is the file or setting, ``next_step`` what to do about it. Neither contains a secret.
+    """
 
     exit_code = 1
 
@@ -37,28 +40,34 @@ class StartError(Exception):
 
 
 class ConfigurationError(StartError):
-    """A setting is missing or wrong."""
+    """A setting or a library is missing or invalid."""
 
     exit_code = 4
 
 
 class UnavailableError(StartError):
-    """The address to listen on cannot be had."""
+    """The address is already in use or not permitted."""
 
     exit_code = 5
 
 
 class PackageError(StartError):
-    """The package is not what its hashes or its signature say, or its model cannot be loaded."""
+    """The package differs from its hashes, or its model does not load or does not match its signature."""
 
     exit_code = 8
+
+
+def missing_library(error: ImportError) -> StartError:
+    """Return the error for a library of the service that cannot be imported."""
+    next_step = "install requirements.txt beside server.py (requirements/scoring.txt of the repository)"
+    return ConfigurationError(f"a library is missing ({error})", where=__file__, next_step=next_step)
 
 
 QUOTED_LENGTH = 60
 
 
 def quote(value: object) -> str:
-    """``value`` as it may be shown: one line of printable ASCII, cut short, that no log reader takes for a command.
+    """Return ``value`` as one short line of printable ASCII that no log reader takes for a command.
 
     Azure Pipelines obeys ``##vso[`` anywhere in a line, so ``#`` is escaped like a control character.
     """
@@ -69,7 +78,7 @@ def quote(value: object) -> str:
 
 
 def plain(text: str) -> str:
-    """``text`` with everything but harmless printable ASCII written as ``\\uXXXX``."""
+    """Return ``text`` with every character but safe printable ASCII written as ``\\uXXXX``."""
     if text.isascii() and text.isprintable() and "#" not in text:
         return text
     return "".join(map(_escaped, text))

@@ -1,4 +1,4 @@
-"""The log: one JSON object a line on standard output, written without ever waiting for whoever reads it."""
+"""The log: one JSON object per line on standard output. Writing it never blocks, even if nobody reads it."""
 
 from __future__ import annotations
 
@@ -13,49 +13,44 @@ from typing import Any
 from scoring_service.errors import plain
 
 _CHUNK = 4096
-"""What a pipe that polls as writable takes without blocking, and in one piece (PIPE_BUF)."""
+"""Bytes that a pipe takes without blocking and in one piece once it polls as writable (PIPE_BUF)."""
 
-_MOST_KEPT = 1 << 20
-"""Bytes kept for a reader that has fallen behind; then lines are dropped, and counted."""
+_MAX_BUFFERED = 1 << 20
+"""Bytes buffered for a slow reader. Beyond it lines are dropped, and counted."""
 
-_LONGEST_OUTPUT = 500
-"""Characters of a printed line: escaped six times as long, a log line still fits a chunk."""
+_MAX_OUTPUT = 500
+"""Characters of a printed line. Escaping makes it six times as long, and it still fits a chunk."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Journal:
-    """Collects lines and writes them in batches to a file descriptor.
+class JsonLog:
+    """Buffer lines and write them in batches to a file descriptor.
 
-    Outside text passes through ``errors.plain``: it can neither break a line nor form a log command. ``dropped`` is
-    called with the number of lines that were given up because nobody read.
+    Outside text goes through ``errors.plain``: it can neither break a line nor form a log command. ``on_dropped`` is
+    called with the number of lines that were discarded because nobody read them.
     """
 
-    def __init__(self, descriptor: int, dropped: Callable[[int], None]) -> None:
+    def __init__(self, descriptor: int, on_dropped: Callable[[int], None]) -> None:
         self._descriptor = descriptor
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
-        self._dropped = dropped
+        self._on_dropped = on_dropped
         self._lines: list[bytes] = []
         self._size = 0
         self._blocked = False
         self._second = -1
         self._prefix = b""
 
-    @property
-    def pending(self) -> int:
-        """Bytes that wait to be written."""
-        return self._size
-
     def line(self, rest: bytes) -> None:
-        """Take a line ``{"time":…`` of which ``rest`` is what follows the time, newline included."""
+        """Add a line: ``{"time":"…`` with the time, followed by ``rest``, which ends with the newline."""
         now = time.time()
         second = int(now)
         if second != self._second:
             self._second = second
             self._prefix = time.strftime('{"time":"%Y-%m-%dT%H:%M:%S.', time.gmtime(second)).encode()
-        if self._size >= _MOST_KEPT:
-            self._dropped(1)
+        if self._size >= _MAX_BUFFERED:
+            self._on_dropped(1)
             return
         entry = b"%b%03dZ%b" % (self._prefix, (now - second) * 1000, rest)
         self._lines.append(entry)
@@ -64,12 +59,12 @@ class Journal:
             self.flush()
 
     def event(self, level: str, event: str, **fields: Any) -> None:
-        """Take a line of its own kind; text in ``fields`` may come from anywhere."""
+        """Add a line with ``fields``, whose text may come from outside."""
         safe = {name: plain(value) if isinstance(value, str) else value for name, value in fields.items()}
         self.line(b'",' + _encode({"level": level, "event": event, **safe})[1:].encode() + b"\n")
 
     def flush(self) -> None:
-        """Write what can be written now; what cannot waits for the next call."""
+        """Write as many lines as the reader takes now. The rest stays buffered for the next call."""
         lines, self._lines, self._size = self._lines, [], 0
         self._blocked = False
         start = 0
@@ -86,6 +81,7 @@ class Journal:
         self._size = sum(map(len, self._lines))
 
     def _write(self, data: bytes) -> bool:
+        """Write a chunk. Return False if the reader does not take it now."""
         if not self._poll.poll(0):
             return False
         try:
@@ -93,26 +89,26 @@ class Journal:
         except BlockingIOError:
             return False
         except OSError:
-            self._dropped(data.count(b"\n"))  # nobody will ever read it: the reader is gone
+            self._on_dropped(data.count(b"\n"))  # the reader is gone: nobody will ever read it
         return True
 
 
-class JournalStream(io.TextIOBase):
-    """Stands in for ``sys.stdout``: what a model's script prints becomes lines of the log, through ``emit``."""
+class JsonLogStream(io.TextIOBase):
+    """Replacement for ``sys.stdout``: each line that a model's script prints goes to ``emit``."""
 
     def __init__(self, emit: Callable[[str], None]) -> None:
         self._emit = emit
         self._rest = ""
 
     def writable(self) -> bool:
-        """It can be written to."""
+        """Return True, as ``print`` expects."""
         return True
 
     def write(self, text: str) -> int:
-        """Log each line of ``text``, cut to 500 characters."""
+        """Emit each whole line of ``text``, cut to 500 characters. An unfinished line waits for its end."""
         *lines, rest = (self._rest + text).split("\n")
-        self._rest = rest[:_LONGEST_OUTPUT]
+        self._rest = rest[:_MAX_OUTPUT]
         for line in lines:
             if line.strip():
-                self._emit(line[:_LONGEST_OUTPUT])
+                self._emit(line[:_MAX_OUTPUT])
         return len(text)

@@ -10,45 +10,49 @@ from pathlib import Path
 
 from scoring_service.errors import ConfigurationError
 
-SHORTEST = 16
+MIN_LENGTH = 16
 NAMES = ("primary", "secondary")
 VARIABLES = ("SCORING_PRIMARY_KEY", "SCORING_SECONDARY_KEY")
 
 
 class Keys:
-    """What is accepted as ``Authorization: Bearer KEY``. No key ever appears in an error or a representation."""
+    """The keys accepted as ``Authorization: Bearer KEY``. No error and no ``repr`` contains a key."""
 
     def __init__(self, primary: str, secondary: str) -> None:
         self._primary, self._secondary = primary.encode(), secondary.encode()
 
     def accept(self, authorization: bytes | None) -> bool:
-        """Whether the header's value holds one of the keys; takes the same time whichever byte is wrong."""
+        """Return whether the header's value holds one of the keys, in the same time whichever byte differs."""
         if authorization is None or authorization[:7].lower() != b"bearer ":
             return False
-        given = authorization[7:].strip()
-        # Both are compared always: the time must not tell which one was nearly right.
-        return hmac.compare_digest(given, self._primary) | hmac.compare_digest(given, self._secondary)
+        token = authorization[7:].strip()
+        # Always compare both: the time must not tell which key was nearly right.
+        return hmac.compare_digest(token, self._primary) | hmac.compare_digest(token, self._secondary)
 
 
 def take_from_env(env: MutableMapping[str, str]) -> Keys:
-    """The keys in ``env``, taken out of it so that no code of the model's comes across them there.
+    """Return the keys in ``env``, and remove them from it, so that the model's code does not come across them.
 
-    The system still shows what the process was started with (``/proc/self/environ``): a file hides keys better.
+    The system still shows the environment of the process's start (``/proc/self/environ``): a file protects keys better.
 
     Raises:
-        ConfigurationError: there is no primary key, or one is too short to be a secret.
+        ConfigurationError: there is no primary key, or a key is invalid.
     """
     primary, secondary = (env.pop(name, "").strip() for name in VARIABLES)
     return _checked({"primary": primary, "secondary": secondary or primary}, VARIABLES[0])
 
 
 def read_file(path: str) -> Keys:
-    """The keys in a JSON file ``{"primary": …, "secondary": …}``; raises ConfigurationError when it holds none."""
+    """Return the keys in a JSON file ``{"primary": …, "secondary": …}``.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is not JSON of that form, or holds an invalid key.
+    """
     try:
         content = json.loads(Path(path).read_bytes())
-        found = {name: content.get(name) or "" for name in NAMES}
-        if not all(isinstance(key, str) for key in found.values()):
-            raise ValueError("a key is text")
+        keys = {name: content.get(name) or "" for name in NAMES}
+        if not all(isinstance(key, str) for key in keys.values()):
+            raise ValueError("expected keys as text")
     except OSError as error:
         raise ConfigurationError(
             f"cannot be read ({error.strerror})", where=path, next_step="point SCORING_KEYS_FILE to a readable file"
@@ -57,28 +61,28 @@ def read_file(path: str) -> Keys:
         raise ConfigurationError(
             "is not a file of keys", where=path, next_step='write {"primary": "…", "secondary": "…"} into it'
         ) from None
-    return _checked({**found, "secondary": found["secondary"] or found["primary"]}, path)
+    return _checked({**keys, "secondary": keys["secondary"] or keys["primary"]}, path)
 
 
-def _checked(found: dict[str, str], where: str) -> Keys:
-    if not found["primary"]:
+def _checked(keys: dict[str, str], where: str) -> Keys:
+    if not keys["primary"]:
         raise ConfigurationError(
             "there is no primary key",
             where=where,
             next_step="set SCORING_KEYS_FILE or SCORING_PRIMARY_KEY; SCORING_AUTH=off serves without keys",
         )
-    for name, key in found.items():
-        if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
+    for name, key in keys.items():
+        if len(key) < MIN_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigurationError(
-                f"the {name} key needs at least {SHORTEST} printable ASCII characters without blanks",
+                f"invalid {name} key: expected at least {MIN_LENGTH} printable ASCII characters without blanks",
                 where=where,
-                next_step="make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
+                next_step="generate one: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
             )
-    return Keys(found["primary"], found["secondary"])
+    return Keys(keys["primary"], keys["secondary"])
 
 
 class KeyRing:
-    """The keys in force, and the file they come from, if any."""
+    """The keys in force, and the file that they are read from, if any."""
 
     def __init__(self, keys: Keys | None, path: str) -> None:
         self._path = path
@@ -86,15 +90,19 @@ class KeyRing:
         self.keys = keys
 
     def accept(self, authorization: bytes | None) -> bool:
-        """Whether the request may pass; always, when the service runs without keys."""
+        """Return whether the request is allowed. Without keys every request is."""
         return self.keys is None or self.keys.accept(authorization)
 
     def has_changed(self) -> bool:
-        """Whether the file was touched or replaced since the last look (also by a change of the link to it)."""
+        """Return whether the file was touched or replaced since it was last read, also by a change of a link to it."""
         return bool(self._path) and self._stamp() != self._seen
 
     def reload(self) -> bool:
-        """Read the file again; False when there is none. The old keys stay when it is wrong (ConfigurationError)."""
+        """Read the file again. Return False if the keys do not come from a file.
+
+        Raises:
+            ConfigurationError: the file is invalid. The old keys stay in force.
+        """
         if not self._path or self.keys is None:
             return False
         self._seen = self._stamp()

@@ -1,43 +1,46 @@
-"""How long scoring takes, learnt from the bodies that were scored; it decides between the event loop and the thread."""
+"""Estimate how long scoring takes, from the bodies scored so far. It decides between the event loop and the thread."""
 
 from __future__ import annotations
 
 INLINE_SECONDS = 0.002
-"""Requests expected to take less are answered in the event loop: a thread would cost them more than it saves others.
-The loop looks at its sockets again after as long."""
+"""Requests expected to take less are scored in the event loop: a thread would cost them more than it saves others.
+A batch of them ends after as long, so that the loop can poll its sockets."""
 
-_LEAST_BYTES = 512
-"""Smaller bodies cost as much as this one."""
+_MIN_BYTES = 512
+"""Smaller bodies take as long as one of this size."""
 
 _SLOW_IN_A_ROW = 5
 
 
-class Pace:
-    """Seconds a byte. Until something is known, every request is taken for a long one."""
+class LatencyEstimate:
+    """Seconds per byte of body. Before the first sample it is infinite: every request counts as long."""
 
     def __init__(self) -> None:
         self.seconds_per_byte = float("inf")
         self._slow = 0
 
     def is_short(self, size: int) -> bool:
-        """Whether a body of ``size`` bytes should be answered in the event loop."""
-        return self.seconds_per_byte * max(size, _LEAST_BYTES) < INLINE_SECONDS
+        """Return whether a body of ``size`` bytes should be scored in the event loop."""
+        return self.seconds_per_byte * max(size, _MIN_BYTES) < INLINE_SECONDS
 
-    def saw_in_loop(self, size: int, seconds: float) -> None:
-        """Learn from the clock on the wall. On a busy machine one request may seem slow that only had to wait for the
-        processor: only several in a row are believed."""
-        seen = seconds / max(size, _LEAST_BYTES)
-        if seen < 4 * self.seconds_per_byte:
+    def add_loop_sample(self, size: int, seconds: float) -> None:
+        """Learn from ``seconds`` of wall-clock time in the event loop.
+
+        On a busy machine a single sample may be slow only because the process had to wait for a processor. A sample
+        four times the estimate or more therefore counts only if it is the fifth in a row.
+        """
+        sample = seconds / max(size, _MIN_BYTES)
+        if sample < 4 * self.seconds_per_byte:
             self._slow = 0
-            self.seconds_per_byte += 0.01 * (seen - self.seconds_per_byte)
+            self.seconds_per_byte += 0.01 * (sample - self.seconds_per_byte)
             return
         self._slow += 1
         if self._slow >= _SLOW_IN_A_ROW:
             self._slow = 0
-            self.seconds_per_byte = seen
+            self.seconds_per_byte = sample
 
-    def saw_in_thread(self, size: int, seconds: float) -> None:
-        """Learn from the thread's own processor time, which waiting does not distort."""
-        seen = seconds / max(size, _LEAST_BYTES)
-        known = self.seconds_per_byte
-        self.seconds_per_byte = seen if known == float("inf") else known + 0.2 * (seen - known)
+    def add_thread_sample(self, size: int, seconds: float) -> None:
+        """Learn from ``seconds`` of the thread's processor time, which does not include waiting."""
+        sample = seconds / max(size, _MIN_BYTES)
+        estimate = self.seconds_per_byte
+        self.seconds_per_byte = sample if estimate == float("inf") else estimate + 0.2 * (sample - estimate)

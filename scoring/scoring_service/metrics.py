@@ -1,7 +1,7 @@
 """Counters in memory that all workers share, and their exposition in Prometheus' text format.
 
-Each worker has a stretch of its own in one anonymous mapping that the parent made. A worker that dies leaves its
-numbers there, and the worker that takes its place counts on. One 8-byte addition is all a counter costs.
+Each worker has its own range of one anonymous mapping that the supervisor made. A worker that exits leaves its numbers
+there, and its successor adds to them. A counter costs one 8-byte addition.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _NAMED = {name: _COUNTERS + i for i, name in enumerate(COUNTERS + GAUGES)}
 
 
 class SharedMetrics:
-    """The numbers of ``workers`` workers; made before they are forked."""
+    """The numbers of ``workers`` workers. It is made before they are forked."""
 
     def __init__(self, workers: int) -> None:
         self._memory = memoryview(mmap.mmap(-1, workers * _SIZE * 8)).cast("d")
@@ -87,11 +87,11 @@ class SharedMetrics:
         self.workers = [WorkerMetrics(self._memory[slice(start, start + _SIZE)]) for start in starts]
 
     def total(self, index: int) -> float:
-        """One number, summed over the workers."""
+        """Return one number, summed over the workers."""
         return sum(self._memory[index::_SIZE])
 
     def exposition(self, name: str, version: str, package: str) -> bytes:
-        """Everything, as Prometheus' text format 0.0.4."""
+        """Return all numbers in Prometheus' text format 0.0.4."""
         return ("\n".join(self._lines(name, version, package)) + "\n").encode()
 
     def _lines(self, name: str, version: str, package: str) -> Iterator[str]:
@@ -136,7 +136,7 @@ class SharedMetrics:
 
 
 class WorkerMetrics:
-    """The numbers of one worker, which alone writes them while it lives."""
+    """The numbers of one worker. Only that worker writes them while it runs."""
 
     def __init__(self, memory: memoryview[float]) -> None:
         self._memory = memory
@@ -146,7 +146,7 @@ class WorkerMetrics:
         self._memory[_ROUTE_INDEX[route] + _STATUS_INDEX[status]] += 1
 
     def scored(self, seconds: float, rows: int) -> None:
-        """Count a scoring request's time, and its predictions."""
+        """Count a scoring request's latency and its ``rows`` predictions."""
         memory = self._memory
         memory[_LATENCY + bisect_left(BUCKETS, seconds)] += 1
         memory[_NAMED["latency_sum"]] += seconds
@@ -169,7 +169,7 @@ class WorkerMetrics:
         return self._memory[_NAMED[name]]
 
     def reset_gauges(self) -> None:
-        """What a worker that is gone no longer has; its counters stay."""
+        """Reset the gauges of a worker that has exited. Its counters stay."""
         for name in GAUGES:
             self.set(name, 0)
 

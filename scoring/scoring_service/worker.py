@@ -17,10 +17,10 @@ import msgspec
 import uvloop
 
 from scoring_service.errors import ConfigurationError, StartError, UnavailableError
-from scoring_service.executor import Lane
+from scoring_service.executor import ThreadExecutor
 from scoring_service.http.app import Service
 from scoring_service.http.protocol import Connection
-from scoring_service.json_log import Journal, JournalStream
+from scoring_service.json_log import JsonLog, JsonLogStream
 from scoring_service.keys import KeyRing
 from scoring_service.metrics import SharedMetrics
 from scoring_service.model.package import Scorer, load
@@ -28,18 +28,20 @@ from scoring_service.settings import Settings
 
 BACKLOG = 2048
 STUCK = 70
-"""Exit code of a worker that gives up because its model does not come back."""
+"""Exit code of a worker whose model did not return."""
 
 _TICK = 1.0
 _ACCEPT_PAUSE = 0.001
+"""Seconds for which a worker leaves a new connection to a worker that has fewer."""
+_MAX_ACCEPT_PAUSES = 10
+"""After so many pauses in a row the worker accepts the connection itself: the others may be busy."""
 _DESCRIPTOR_PAUSE = 0.5
-_COMPLAINT_PAUSE = 60.0
-"""Seconds for which one line says that connections cannot be taken."""
-_MOST_PAUSES = 10
+_ACCEPT_LOG_INTERVAL = 60.0
+"""Seconds between two log lines that say that connections cannot be accepted."""
 
 
 class Worker:
-    """Loads the model, then serves until it is told to stop."""
+    """Load the model, then serve until SIGTERM."""
 
     def __init__(
         self,
@@ -48,61 +50,67 @@ class Worker:
         listener: socket.socket,
         keys: KeyRing,
         shared: SharedMetrics,
-        journal: Journal,
+        log: JsonLog,
     ) -> None:
         self._settings = settings
         self._listener = listener
         self._keys = keys
         self._shared = shared
         self._metrics = shared.workers[index]
-        self._journal = journal
+        self._log = log
         self._parent = os.getppid()
         self._pauses = 0
         self._is_paused = False
-        self._complain_again_at = 0.0
+        self._log_accept_after = 0.0
         self._accepting: set[asyncio.Task[object]] = set()
         self._drain_until = 0.0
         self._close_idle_at = 0.0
         self._exit_code = 0
 
     def run(self) -> int:
-        """Serve; returns the exit code. Raises StartError when the model does not load."""
+        """Serve. Return the exit code.
+
+        Raises:
+            StartError: the package is invalid, or another service listens on the address.
+        """
         _allow_many_connections()
-        sys.stdout = sys.stderr = JournalStream(lambda text: self._journal.event("info", "output", text=text))
+        sys.stdout = sys.stderr = JsonLogStream(lambda text: self._log.event("info", "output", text=text))
         scorer = load(self._settings.package, self._settings.max_rows, self._settings.threads)
         return uvloop.run(self._serve(scorer))
 
     async def _serve(self, scorer: Scorer) -> int:
         self._loop = loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        sys.stdout = sys.stderr = JournalStream(self._log_output_later)
-        self._service = Service(self._settings, scorer, self._keys, self._journal, self._metrics, self._shared)
+        sys.stdout = sys.stderr = JsonLogStream(self._log_output_later)
+        executor = self._executor(scorer)
+        self._service = Service(self._settings, scorer, executor, self._keys, self._log, self._metrics, self._shared)
         loop.set_exception_handler(self._log_failure)
-        self._service.lane = self._lane(scorer)
-        self._warm_up(scorer)
+        _warm_up(scorer, executor)
         loop.add_signal_handler(signal.SIGTERM, self._drain)
         loop.add_signal_handler(signal.SIGHUP, self._reload_keys)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # one that came during the start is handled now
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and sends SIGTERM
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, [signal.SIGHUP]
+        )  # a signal that came during the start is handled now
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides, and sends SIGTERM
         self._listener.setblocking(False)
         self._listen()
         loop.add_reader(self._listener.fileno(), self._accept)
         self._metrics.set("pid", os.getpid())
         self._metrics.set("ready", 1)
         package = scorer.package
-        self._journal.event("info", "ready", worker=os.getpid(), model=package.name, version=package.version)
+        self._log.event("info", "ready", worker=os.getpid(), model=package.name, version=package.version)
         self._tick()
         self._write_log()
         await self._stopped.wait()
         cut = self._service.cut + len(self._service.connections)
-        self._journal.event("info", "stopped", worker=os.getpid(), connections_cut=cut)
+        self._log.event("info", "stopped", worker=os.getpid(), connections_cut=cut)
         for connection in list(self._service.connections):
             connection.abort()
-        self._journal.flush()
+        self._log.flush()
         return self._exit_code
 
     def _listen(self) -> None:
-        """Take connections; another service may have begun to since the address was bound (UnavailableError)."""
+        """Start to listen. Another service may have done so since the address was bound."""
         try:
             self._listener.listen(BACKLOG)
         except OSError as error:
@@ -110,29 +118,22 @@ class Worker:
             next_step = "end the other service, or choose another SCORING_PORT"
             raise UnavailableError(f"cannot listen here ({error.strerror})", where=where, next_step=next_step) from None
 
-    def _lane(self, scorer: Scorer) -> Lane:
+    def _executor(self, scorer: Scorer) -> ThreadExecutor:
         settings = self._settings
-        return Lane(
-            self._service.score_in_thread,
+        return ThreadExecutor(
+            scorer.score,
             scorer.cancel,
-            self._give_up,
-            threads=1,
+            self._on_stuck,
             max_queue=settings.max_queue,
             queue_timeout=settings.queue_timeout,
             timeout=settings.timeout,
         )
 
-    def _warm_up(self, scorer: Scorer) -> None:
-        """Learn from the package's first example how long a request takes; scripts go through the lane anyway."""
-        if scorer.package.runtime == "onnx":
-            for body in [msgspec.json.encode(example["request"]) for example in scorer.package.examples[:1]] * 3:
-                self._service.score_in_thread(body)
-
     # Connections
 
     def _accept(self) -> None:
-        """Take one connection, unless another worker has fewer and is free to take it."""
-        if self._has_more_than_others() and self._pauses < _MOST_PAUSES:
+        """Accept one connection, unless another worker has fewer and is free to accept it."""
+        if self._has_more_than_others() and self._pauses < _MAX_ACCEPT_PAUSES:
             self._pauses += 1
             self._loop.remove_reader(self._listener.fileno())
             self._loop.call_later(_ACCEPT_PAUSE, self._accept_again)
@@ -145,7 +146,7 @@ class Worker:
             connected, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return False
-        except OSError as error:  # no more descriptors: those in use come back
+        except OSError as error:  # no more descriptors: some will become free
             self._pause_accepting(error)
             return False
         if connected.family != socket.AF_UNIX:
@@ -158,20 +159,20 @@ class Worker:
         return True
 
     def _pause_accepting(self, error: OSError) -> None:
-        """Try again later: the connection stays in the queue, and would wake up the event loop without end."""
+        """Try again later. The connection stays in the queue, where it would wake up the event loop all the time."""
         if self._is_paused:
             return
         self._is_paused = True
-        if self._service.now >= self._complain_again_at:
-            self._complain_again_at = self._service.now + _COMPLAINT_PAUSE
-            self._journal.event("error", "accept_failed", text=str(error), again_in=_DESCRIPTOR_PAUSE)
+        if self._service.now >= self._log_accept_after:
+            self._log_accept_after = self._service.now + _ACCEPT_LOG_INTERVAL
+            self._log.event("error", "accept_failed", text=str(error), again_in=_DESCRIPTOR_PAUSE)
         self._loop.remove_reader(self._listener.fileno())
         self._loop.call_later(_DESCRIPTOR_PAUSE, self._accept_again)
 
     async def _connect(self, connected: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: Connection(self._service), connected)
-        except OSError:  # gone before it was looked at
+        except OSError:  # the client disconnected before it was accepted
             connected.close()
 
     def _accept_again(self) -> None:
@@ -184,17 +185,17 @@ class Worker:
         others = (worker for worker in self._shared.workers if worker is not self._metrics and worker.get("ready"))
         return any(worker.get("connections") < mine for worker in others)
 
-    # Once in a while
+    # Periodic
 
     def _tick(self) -> None:
-        """Time passes; whatever goes wrong with it is logged, and it goes on passing."""
+        """Run the housekeeping once a second. Errors are logged and do not stop the timer."""
         try:
-            self._look_around()
+            self._keep_house()
         finally:
             self._loop.call_later(_TICK, self._tick)
 
-    def _look_around(self) -> None:
-        """Limits of connections, changed keys, a parent that is gone."""
+    def _keep_house(self) -> None:
+        """Enforce the timeouts of connections, reload changed keys, drain if the supervisor has exited."""
         service = self._service
         service.tick()
         self._metrics.set("heartbeat", service.now)
@@ -206,44 +207,44 @@ class Worker:
             self._drain()
 
     def _write_log(self) -> None:
-        """Many lines are written at once, none later than this."""
-        self._journal.flush()
+        """Write the log every 20 ms: in batches, and soon enough."""
+        self._log.flush()
         self._loop.call_later(0.02, self._write_log)
 
     def _log_output_later(self, text: str) -> None:
         self._loop.call_soon_threadsafe(self._log_output, text)
 
     def _log_output(self, text: str) -> None:
-        self._journal.event("info", "output", text=text)
+        self._log.event("info", "output", text=text)
 
     def _log_failure(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An error of ours in a callback: the connection concerned is lost, the worker is not."""
+        """Log an error in a callback of the event loop. It costs a connection, not the worker."""
         error = context.get("exception")
         trace = "".join(traceback.format_exception(error))[-500:] if error else ""
-        self._journal.event("error", "unexpected", text=str(context.get("message")), trace=trace)
+        self._log.event("error", "unexpected", text=str(context.get("message")), trace=trace)
 
     def _reload_keys(self) -> None:
         try:
             if self._keys.reload():
                 self._metrics.add("key_reloads")
-                self._journal.event("info", "keys_reloaded", worker=os.getpid())
+                self._log.event("info", "keys_reloaded", worker=os.getpid())
         except ConfigurationError as error:
-            self._journal.event("error", "keys_not_reloaded", where=error.where, text=error.what)
+            self._log.event("error", "keys_not_reloaded", where=error.where, text=error.what)
 
-    # The end
+    # Stopping
 
     def _drain(self) -> None:
-        """Take no more connections, answer what has come, end within the time that is set."""
+        """Accept no more connections, answer every request that has arrived, exit within the drain timeout."""
         if self._service.draining:
             return
-        # What has not reached the queue by now is refused, and can try elsewhere. This holds for all workers.
+        # Connections that are not in the queue yet are refused and can try elsewhere. This holds for all workers.
         self._listener.listen(0)
         while self._accept_one():
             pass
-        self._finish()
+        self._leave()
 
-    def _finish(self) -> None:
-        """Leave new connections to the other workers, and end when those of this one are through."""
+    def _leave(self) -> None:
+        """Leave new connections to the other workers, and exit when those of this worker have ended."""
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self._service.draining = True
@@ -252,7 +253,7 @@ class Worker:
         now = time.monotonic()
         self._drain_until = now + self._settings.drain_timeout
         self._close_idle_at = now + min(self._settings.drain_idle, self._settings.drain_timeout)
-        self._journal.event("info", "draining", worker=os.getpid(), connections=len(self._service.connections))
+        self._log.event("info", "draining", worker=os.getpid(), connections=len(self._service.connections))
         self._loop.call_later(0.01, self._drain_on)
 
     def _drain_on(self) -> None:
@@ -267,12 +268,19 @@ class Worker:
         else:
             self._loop.call_later(0.02, self._drain_on)
 
-    def _give_up(self) -> None:
-        """The model does not come back: serve what else is under way, then make room for a new worker."""
-        self._journal.event("error", "stuck", worker=os.getpid(), text="the model does not come back")
+    def _on_stuck(self) -> None:
+        """Answer the other requests, then exit so that a new worker replaces this one."""
+        self._log.event("error", "stuck", worker=os.getpid(), text="the model does not return")
         self._exit_code = STUCK
         if not self._service.draining:
-            self._finish()
+            self._leave()
+
+
+def _warm_up(scorer: Scorer, executor: ThreadExecutor) -> None:
+    """Learn from the package's first example how long a request takes. Scripts always run in the thread."""
+    if scorer.package.runtime == "onnx":
+        for body in [msgspec.json.encode(example["request"]) for example in scorer.package.examples[:1]] * 3:
+            executor.score(body)
 
 
 def _allow_many_connections() -> None:
@@ -281,16 +289,16 @@ def _allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def start(run: Callable[[], int], journal: Journal) -> int:
-    """Run a worker; an error that keeps it from starting is said, and becomes its exit code."""
+def start(run: Callable[[], int], log: JsonLog) -> int:
+    """Run a worker and return its exit code. Log the error that keeps it from starting."""
     try:
         return run()
     except StartError as error:
-        journal.event("error", "start_failed", where=error.where, text=error.what, next=error.next_step)
-        journal.flush()
+        log.event("error", "start_failed", where=error.where, text=error.what, next=error.next_step)
+        log.flush()
         return error.exit_code
     except Exception as error:
         trace = "".join(traceback.format_exception(error))[-500:]
-        journal.event("error", "worker_failed", text=f"{type(error).__name__}: {error}"[:300], trace=trace)
-        journal.flush()
+        log.event("error", "worker_failed", text=f"{type(error).__name__}: {error}"[:300], trace=trace)
+        log.flush()
         return 1

@@ -1,4 +1,4 @@
-"""Short requests that come together: scored one behind the other in the event loop, then answered."""
+"""Short requests that arrive together: scored one after the other in the event loop, then answered."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import scoring_service.http.app as service_module
-from scoring_service.executor import Lane
+from scoring_service.executor import Job, ThreadExecutor
 from scoring_service.http.app import Service
 from scoring_service.http.protocol import Connection
-from scoring_service.json_log import Journal
+from scoring_service.json_log import JsonLog
 from scoring_service.keys import KeyRing
 from scoring_service.metrics import SharedMetrics
 from scoring_service.model.package import load
@@ -25,8 +24,8 @@ from tests.support.scoring_server import request
 BODY = b'{"data": [[1, 2, 3]]}'
 
 
-class Desk:
-    """A service without sockets, a model of the test's own, and what was logged as an error of the loop."""
+class Harness:
+    """A service without sockets, with a stub for the model, and the errors that the event loop reported."""
 
     def __init__(self, package: Path, sink: int) -> None:
         scorer = load(package, 1000)
@@ -34,22 +33,25 @@ class Desk:
         self.errors: list[str] = []
         scorer.score = self.score  # type: ignore[method-assign]
         settings, metrics = Settings(package=package), SharedMetrics(1)
-        journal = Journal(sink, print)
-        self.service = Service(settings, scorer, KeyRing(None, ""), journal, metrics.workers[0], metrics)
-        self.service.pace.saw_in_thread(100, 0.00001)
+        self.executor = ThreadExecutor(
+            scorer.score, scorer.cancel, lambda: None, max_queue=8, queue_timeout=1, timeout=1
+        )
+        self.executor.latency.add_thread_sample(100, 0.00001)
+        keys, log = KeyRing(None, ""), JsonLog(sink, print)
+        self.service = Service(settings, scorer, self.executor, keys, log, metrics.workers[0], metrics)
 
     def score(self, body: bytes) -> tuple[bytes, int]:
         self.scored.append(body)
         return b'{"result": [1.0]}', 1
 
     def connect(self, transport: Transport | None = None) -> tuple[Connection, Transport]:
-        """A client that is connected."""
-        made, transport = Connection(self.service), transport or Transport()
-        made.connection_made(transport)  # type: ignore[arg-type]
-        return made, transport
+        """Connect a client."""
+        connection, transport = Connection(self.service), transport or Transport()
+        connection.connection_made(transport)  # type: ignore[arg-type]
+        return connection, transport
 
-    async def later(self) -> None:
-        """What the event loop does next."""
+    async def run_callbacks(self) -> None:
+        """Let the event loop run what was scheduled."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, context: self.errors.append(str(context["message"])))
         for _ in range(20):
@@ -57,87 +59,85 @@ class Desk:
 
 
 @pytest.fixture
-def desk(linear: Path) -> Iterator[Desk]:
-    """The log goes nowhere."""
+def harness(linear: Path) -> Iterator[Harness]:
+    """A harness whose log goes nowhere."""
     sink = os.open(os.devnull, os.O_WRONLY)
-    yield Desk(linear, sink)
+    yield Harness(linear, sink)
     os.close(sink)
 
 
-def turn(desk: Desk, come: Callable[[], None]) -> None:
-    """Requests come in one look at the sockets; then the loop goes on."""
+def run_batch(harness: Harness, arrive: Callable[[], None]) -> None:
+    """Let requests arrive in one iteration of the event loop, then run the following ones."""
 
     async def run() -> None:
-        come()
-        await desk.later()
+        arrive()
+        await harness.run_callbacks()
 
     asyncio.run(run())
 
 
-def test_all_that_came_is_read_before_the_first_is_scored(desk: Desk) -> None:
-    """And counts as held until then; each gets its answer."""
-    clients = [desk.connect() for _ in range(3)]
+def test_all_requests_of_a_batch_are_read_before_the_first_is_scored(harness: Harness) -> None:
+    """Their bodies count as held until then. Each gets its answer."""
+    clients = [harness.connect() for _ in range(3)]
     held: list[int] = []
 
-    def come() -> None:
+    def arrive() -> None:
         for connection, _ in clients:
             connection.data_received(request("POST", "/score", BODY))
-        held.append(desk.service.held)
-        assert desk.scored == []
+        held.append(harness.service.held)
+        assert harness.scored == []
 
-    turn(desk, come)
-    assert ([3 * len(BODY)], 0) == (held, desk.service.held)
-    assert [BODY] * 3 == desk.scored
+    run_batch(harness, arrive)
+    assert ([3 * len(BODY)], 0) == (held, harness.service.held)
+    assert [BODY] * 3 == harness.scored
     assert [1, 1, 1] == [transport.written.count(b"HTTP/1.1 200") for _, transport in clients]
 
 
-def test_an_answer_that_fails_costs_its_own_connection(desk: Desk) -> None:
-    """The others of that turn get theirs."""
+def test_a_response_that_cannot_be_written_costs_its_own_connection(harness: Harness) -> None:
+    """The other requests of that batch get theirs."""
 
     class Broken(Transport):
         def write(self, data: bytes) -> None:
             raise MemoryError
 
-    clients = [desk.connect(), desk.connect(Broken()), desk.connect()]
+    clients = [harness.connect(), harness.connect(Broken()), harness.connect()]
 
-    def come() -> None:
+    def arrive() -> None:
         for connection, _ in clients:
             connection.data_received(request("POST", "/score", BODY))
 
-    turn(desk, come)
+    run_batch(harness, arrive)
     assert [1, 0, 1] == [transport.written.count(b"HTTP/1.1 200") for _, transport in clients]
     assert "cut" == clients[1][1].ended
-    assert ["an answer could not be given"] == desk.errors
+    assert ["a response could not be written"] == harness.errors
 
 
-def test_a_client_that_has_gone_is_not_scored_for(desk: Desk) -> None:
-    """Nobody waits for its answer."""
-    connection, _ = desk.connect()
+def test_requests_of_a_client_that_has_disconnected_are_not_scored(harness: Harness) -> None:
+    """Nobody would read the answer."""
+    connection, _ = harness.connect()
 
-    def come() -> None:
+    def arrive() -> None:
         connection.data_received(request("POST", "/score", BODY))
         connection.connection_lost(None)
 
-    turn(desk, come)
-    assert ([], 0) == (desk.scored, desk.service.held)
+    run_batch(harness, arrive)
+    assert ([], 0) == (harness.scored, harness.service.held)
 
 
-def test_a_model_that_has_become_slow_leaves_the_loop_with_what_waits(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_has_become_slow_leaves_the_event_loop_with_the_rest_of_the_batch(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After five slow ones in a row the rest goes to the thread, in whose queue it is limited."""
+    """After five slow samples in a row the rest goes to the thread, whose queue is limited."""
     clock = iter(range(1000))
     monkeypatch.setattr(service_module, "_clock", lambda: next(clock) / 100)
     monkeypatch.setattr(service_module, "INLINE_SECONDS", 1000.0)
-    given: list[Any] = []
-    lane = object.__new__(Lane)
-    monkeypatch.setattr(lane, "submit", given.append, raising=False)
-    desk.service.lane = lane
-    clients = [desk.connect() for _ in range(8)]
+    submitted: list[Job] = []
+    monkeypatch.setattr(harness.executor, "submit", submitted.append)
+    clients = [harness.connect() for _ in range(8)]
 
-    def come() -> None:
+    def arrive() -> None:
         for connection, _ in clients:
             connection.data_received(request("POST", "/score", BODY))
 
-    turn(desk, come)
-    assert (5, 3) == (len(desk.scored), len(given))
+    run_batch(harness, arrive)
+    assert (5, 3) == (len(harness.scored), len(submitted))

@@ -1,4 +1,4 @@
-"""What the service answers: routes, keys, scoring, errors, and the log line and numbers of each request."""
+"""The application: routes, keys, scoring, error responses, and the log line and metrics of each request."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 
 from scoring_service.errors import RequestError, plain
-from scoring_service.executor import Job, Lane, Outcome, abandoned
+from scoring_service.executor import Job, Outcome, ThreadExecutor, abandoned
 from scoring_service.http.openapi import describe
 from scoring_service.http.protocol import Connection, Request, too_large, too_many_connections
-from scoring_service.json_log import Journal
+from scoring_service.json_log import JsonLog
 from scoring_service.keys import KeyRing
-from scoring_service.latency import INLINE_SECONDS, Pace
+from scoring_service.latency import INLINE_SECONDS
 from scoring_service.metrics import SharedMetrics, WorkerMetrics
 from scoring_service.model.package import Scorer
 from scoring_service.settings import Settings
@@ -42,8 +42,8 @@ _OPEN = frozenset(("root", "live", "ready", "other"))
 """Routes that need no key."""
 
 _PROBED = frozenset(("live", "ready"))
-_FOR_PROBES = 16
-"""Connections over the limit that may ask for the service's health: a busy service must not be taken for a dead one."""
+_PROBE_CONNECTIONS = 16
+"""Connections over the limit that may request the health routes: a busy service must not be taken for a dead one."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
@@ -53,14 +53,18 @@ _clock = time.perf_counter
 
 
 class Service:
-    """Serves the requests of one worker. It is the ``Handler`` of its connections."""
+    """Serve the requests of one worker. It is the ``Handler`` of its connections.
+
+    Requests that are expected to be short are scored in the event loop, in batches. All others go to ``executor``.
+    """
 
     def __init__(
         self,
         settings: Settings,
         scorer: Scorer,
+        executor: ThreadExecutor,
         keys: KeyRing,
-        journal: Journal,
+        log: JsonLog,
         metrics: WorkerMetrics,
         shared: SharedMetrics,
     ) -> None:
@@ -74,16 +78,16 @@ class Service:
         self.draining = False
         self.cut = 0
         self.connections: set[Connection] = set()
-        self.lane: Lane | None = None
         self.keys = keys
         self._settings = settings
         self._score = scorer.score
-        self._journal = journal
+        self._log = log
         self._metrics = metrics
         self._shared = shared
         self._inline = scorer.is_steady
+        self._executor = executor
+        self._latency = executor.latency
         self._due: deque[tuple[Connection, Request]] = deque()
-        self.pace = Pace()
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(6).encode()
         package = scorer.package
@@ -97,37 +101,27 @@ class Service:
         self.tick()
 
     def tick(self) -> None:
-        """Bring the clock and the Date header up to date; called about once a second."""
+        """Update the clock and the Date header. Called about once a second."""
         self.now = time.monotonic()
-        self._date = b"Date: " + formatdate(usegmt=True).encode() + b"\r\n"
-        self._json_fields = _JSON + self._date
-        self._text_fields = _TEXT + self._date
-
-    def score_in_thread(self, body: bytes) -> tuple[bytes, int]:
-        """What the lane runs: scoring, and its processor time."""
-        started = time.thread_time()
-        try:
-            return self._score(body)
-        finally:
-            self.pace.saw_in_thread(len(body), time.thread_time() - started)
+        self._json_fields = _JSON + b"Date: " + formatdate(usegmt=True).encode() + b"\r\n"
 
     # Called by connections
 
     def opened(self, connection: Connection) -> bool:
-        """Take note of a connection; False when there are too many."""
+        """Register a connection. Return False if there are too many."""
         self.connections.add(connection)
         self._metrics.set("connections", len(self.connections))
         over = len(self.connections) - self._settings.max_connections
         connection.is_surplus = over > 0
-        return over <= _FOR_PROBES
+        return over <= _PROBE_CONNECTIONS
 
     def closed(self, connection: Connection) -> None:
-        """Forget a connection."""
+        """Unregister a connection."""
         self.connections.discard(connection)
         self._metrics.set("connections", len(self.connections))
 
     def admit(self, connection: Connection, request: Request) -> RequestError | None:
-        """Why a request of which only the head has come is refused."""
+        """Return the error for a request of which only the head has arrived, or None if it is accepted."""
         target = request.target
         route = request.route = _ROUTES.get(target) or _ROUTES.get(_path(target), "other")
         if connection.is_surplus and route not in _PROBED:
@@ -151,18 +145,18 @@ class Service:
         return None
 
     def serve(self, connection: Connection, request: Request) -> bool:
-        """Answer an admitted request; False when the answer comes later."""
+        """Answer an admitted request. Return False if the answer comes later."""
         request.started = _clock()
         if request.route != "score":
             self._serve_document(connection, request)
             return True
-        if self._inline and self.pace.is_short(len(request.body)):
+        if self._inline and self._latency.is_short(len(request.body)):
             if not self._due:
                 asyncio.get_running_loop().call_soon(self._serve_due)
             self._due.append((connection, request))
             self.held += len(request.body)
             return False
-        return self._serve_in_lane(connection, request)
+        return self._serve_in_thread(connection, request)
 
     def refuse(self, connection: Connection, request: Request, error: RequestError) -> None:
         """Answer a request with an error."""
@@ -203,8 +197,11 @@ class Service:
         self._record(request, 200, 0, b"")
 
     def _serve_due(self) -> None:
-        """Score the short requests that have come, then answer them. Taken one at a time, reading, model and answer
-        would push each other out of the processor's caches, and the model alone would take twice as long."""
+        """Score the short requests that have arrived, then answer them.
+
+        Parse, score and answer in batches: interleaving the three per request doubles the model's time, because of
+        misses in the processor's caches.
+        """
         loop = asyncio.get_running_loop()
         served: list[tuple[Connection, Request, Outcome]] = []
         before = started = _clock()
@@ -215,13 +212,13 @@ class Service:
                 if not connection.is_alive:
                     served.append((connection, request, abandoned()))
                     continue
-                if not self.pace.is_short(len(request.body)):  # learnt since it came
-                    if self._serve_in_lane(connection, request):
+                if not self._latency.is_short(len(request.body)):  # the estimate has changed since it arrived
+                    if self._serve_in_thread(connection, request):
                         connection.done()
                     continue
                 outcome = self._outcome(request.body)
                 after = _clock()
-                self.pace.saw_in_loop(len(request.body), after - before)
+                self._latency.add_loop_sample(len(request.body), after - before)
                 before = after
                 served.append((connection, request, outcome))
         finally:
@@ -229,25 +226,24 @@ class Service:
                 loop.call_soon(self._serve_due)
             for connection, request, outcome in served:
                 try:
-                    self._finish(connection, request, outcome)
+                    self._respond(connection, request, outcome)
                     connection.done()
-                except Exception as error:  # it costs its own connection, not the others of this turn
+                except Exception as error:  # it costs its own connection, not the others of this batch
                     connection.abort()
-                    loop.call_exception_handler({"message": "an answer could not be given", "exception": error})
+                    loop.call_exception_handler({"message": "a response could not be written", "exception": error})
 
-    def _serve_in_lane(self, connection: Connection, request: Request) -> bool:
-        assert self.lane is not None
+    def _serve_in_thread(self, connection: Connection, request: Request) -> bool:
         later = False
 
         def finish(outcome: Outcome) -> None:
             self._metrics.add("in_flight", -1)
-            self._finish(connection, request, outcome)
+            self._respond(connection, request, outcome)
             if later:
                 connection.done()
 
         self._metrics.add("in_flight")
         job = Job(request.body, finish, lambda: connection.is_alive)
-        self.lane.submit(job)
+        self._executor.submit(job)
         later = not job.answered
         return job.answered
 
@@ -256,12 +252,12 @@ class Service:
             return self._score(body)
         except RequestError as error:
             return error
-        except Exception as error:  # no request takes a worker down
+        except Exception as error:  # no request may end a worker
             failure = RequestError(500, "internal", f"unexpected {type(error).__name__}")
             failure.__cause__ = error
             return failure
 
-    def _finish(self, connection: Connection, request: Request, outcome: Outcome) -> None:
+    def _respond(self, connection: Connection, request: Request, outcome: Outcome) -> None:
         if isinstance(outcome, RequestError):
             self.refuse(connection, request, outcome)
             rows = 0
@@ -272,18 +268,18 @@ class Service:
         self._metrics.scored(_clock() - request.started, rows)
 
     def _fields(self, request: Request) -> bytes:
-        """The header lines that every answer has; they also settle the request's id."""
+        """Return the header lines that every response has. They also determine the request's id."""
         headers = request.headers
-        given = headers.get(b"x-request-id")
-        if given is not None and _REQUEST_ID.fullmatch(given):
-            request.request_id = given
+        client_id = headers.get(b"x-request-id")
+        if client_id is not None and _REQUEST_ID.fullmatch(client_id):
+            request.request_id = client_id
         else:
             request.request_id = b"%b-%d" % (self._id_prefix, next(self._ids))
         fields = b"%bX-Request-Id: %b\r\n" % (self._json_fields, request.request_id)
         if b"traceparent" in headers:
             match = _TRACEPARENT.fullmatch(headers[b"traceparent"])
             if match is None:
-                del headers[b"traceparent"]  # W3C: a header that cannot be read is to be ignored
+                del headers[b"traceparent"]  # W3C: ignore an invalid header
             else:
                 span = secrets.token_hex(8).encode()
                 headers[b"traceparent"] = b"00-%b-%b-%b" % (match[1], span, match[2])
@@ -301,7 +297,7 @@ class Service:
         path = request.target
         if path not in _ROUTES:
             path = _encode(plain(path[:100].decode("latin-1")))[1:-1]
-        self._journal.line(
+        self._log.line(
             b'","level":"%b","event":"request","request_id":"%b","method":"%b","path":"%b","status":%d,"ms":%.3f,'
             b'"predictions":%d%b}\n'
             % (
@@ -317,8 +313,8 @@ class Service:
         )
 
     def _explain(self, request: Request, cause: BaseException) -> None:
-        """Say in the log, not to the client, why the model failed."""
-        self._journal.event(
+        """Log why the model failed. The client is not told."""
+        self._log.event(
             "error",
             "model_failed",
             request_id=request.request_id.decode(),
@@ -328,7 +324,7 @@ class Service:
 
 
 def _path(target: bytes) -> bytes:
-    """The path of a target with a query or in absolute form."""
+    """Return the path of a target with a query or in absolute form."""
     if not target.startswith(b"/"):
         _, _, rest = target.partition(b"://")
         target = b"/" + rest.partition(b"/")[2] if rest else target
