@@ -33,6 +33,9 @@ _NOTHING_TO_RUN = 5
 _QUICK_FLOOR = 60
 """Per cent that the quick tests cover at least; the floor of all tests is in pyproject.toml."""
 
+_REFERENCES = ("tools/commands_reference.py",)
+"""Each writes the documents that it generates from code, or with --check compares them."""
+
 _NEED_A_SERVICE = (
     "targets/aci",
     "targets/aks",
@@ -52,9 +55,10 @@ class QualityError(MlopsError):
 
 
 def lint(root: Path, console: Console, *, fix: bool = False, junit: str = "") -> None:
-    """Run the formatter's check, flake8, mypy and import-linter; all of them, so that one round of mending is enough.
+    """Run the formatter's check, flake8, mypy and import-linter, and compare the generated documents.
 
-    ``fix`` formats the code and sorts its imports first.
+    All of them run, so that one round of mending is enough. ``fix`` formats the code, sorts its imports and writes the
+    generated documents first.
 
     Raises:
         QualityError: one of them found something.
@@ -63,12 +67,16 @@ def lint(root: Path, console: Console, *, fix: bool = False, junit: str = "") ->
     if fix:
         for command in (["format", *checked], ["check", "--fix", *checked]):
             subprocess.run([sys.executable, "-m", "ruff", "--quiet", *command], cwd=root, check=False)
+    references = {Path(name).stem: ["-m", _module(name)] for name in _REFERENCES if (root / name).is_file()}
+    for command in references.values() if fix else ():
+        subprocess.run([sys.executable, *command], cwd=root, check=False)
     tools = {
         "format": ["-m", "ruff", "format", "--quiet", "--diff", *checked],
         "imports": ["-m", "ruff", "check", "--quiet", "--diff", *checked],
         "flake8": ["-m", "flake8", *checked],
         "mypy": ["-m", "mypy", f"--cache-dir={_types_cache(root)}", *checked],
         "import-linter": ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        **{name: [*command, "--check"] for name, command in references.items()},
     }
     first = "" if _types_cache(root).is_dir() else "; mypy reads all types the first time"
     console.line(f"{', '.join(tools)} run side by side{first}")
@@ -82,10 +90,14 @@ def lint(root: Path, console: Console, *, fix: bool = False, junit: str = "") ->
     if junit:
         _write_junit(Path(junit), results)
     if failed := [name for name, (code, _, _) in results.items() if code]:
-        again = "inv lint --fix formats" if {"format", "imports"} & set(failed) else "mend it"
+        again = "inv lint --fix mends" if {"format", "imports", *references} & set(failed) else "mend it"
         raise QualityError(
             f"{', '.join(failed)} found what is listed above", where="lint", next_step=f"{again}; again: inv lint"
         )
+
+
+def _module(path: str) -> str:
+    return path.removesuffix(".py").replace("/", ".")
 
 
 def _types_cache(root: Path) -> Path:

@@ -123,11 +123,38 @@ def test_decisions_are_numbered_and_listed() -> None:
         assert [path.name, *headings[:4]] == [path.name, "Status", "Context", "Decision", "Consequences"]
 
 
+MAPPING = ROOT / "docs" / "adr" / "0053-the-platform-port-in-both-sdks.md"
+
+
+def test_a_superseded_decision_and_its_successor_name_each_other() -> None:
+    """Both records say so, and so does the index."""
+    folder = ROOT / "docs" / "adr"
+    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("[0-9]*.md")}
+    succeeded = {
+        (old, new) for old, text in texts.items() for new in re.findall(r"Superseded by \[\d+\]\((.+?)\)", text)
+    }
+    succeeding = {(old, new) for new, text in texts.items() for old in re.findall(r"Supersedes \[\d+\]\((.+?)\)", text)}
+    assert succeeded == succeeding != set()
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    marked = set(re.findall(r"^\| \[\d+\]\((.+?)\) \| .*\(superseded by (\d+)\) \|$", index, re.MULTILINE))
+    assert marked == {(old, new[:4]) for old, new in succeeded}
+
+
 def test_every_method_of_the_platform_is_mapped_onto_both_sdks() -> None:
     """The port leaks no SDK's shape: each method has its counterpart in azureml-sdk and in azure-ai-ml."""
-    record = (ROOT / "docs" / "adr" / "0005-the-platform-port.md").read_text(encoding="utf-8")
+    record = MAPPING.read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| \S.* \| \S.* \| \S.* \|$", record, re.MULTILINE)
     assert rows == [name for name, value in vars(Platform).items() if inspect.isfunction(value) and name[0] != "_"]
+
+
+def test_the_mapping_onto_azureml_sdk_is_what_the_adapter_does() -> None:
+    """Each call that the column for SDK v1 names occurs in the adapter's code."""
+    adapter = ROOT / "ml_service" / "platforms" / "azureml_v1"
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sorted(adapter.glob("*.py")))
+    column = re.findall(r"^\| `\w+` \| (\S.*?) \| ", MAPPING.read_text(encoding="utf-8"), re.MULTILINE)
+    calls = [re.sub(r"\(.*", "", name).split(".")[-1] for cell in column for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(calls) >= len(column)
+    assert [call for call in calls if not re.search(rf"\b{call}\b", code)] == []
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:

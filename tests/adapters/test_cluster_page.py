@@ -1,4 +1,4 @@
-"""The README's commands for containers and a cluster, taken from its text and run one after the other."""
+"""The commands of docs/cluster.md, taken from its text and run one after the other."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ NEEDED = ("ml_service", "diabetes_regression", "scoring", "data", "requirements"
 
 
 def commands(name: str) -> str:
-    """The README's block ``name``."""
-    found = re.search(rf"<!-- commands {name} -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found is not None, name
-    return found.group(1)
+    """Return the page's block ``name``."""
+    block = re.search(
+        rf"<!-- commands {name} -->\n```\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL
+    )
+    assert block is not None, name
+    return block.group(1)
 
 
 class Reader:
-    """Somebody who follows the README in a copy of the repository, with settings as it says."""
+    """Somebody who follows the page in a copy of the repository, with settings as it says."""
 
     def __init__(self, root: Path, registry: str) -> None:
         self.root = root
@@ -52,7 +54,7 @@ class Reader:
         }
 
     def run(self, commands: str, **variables: str) -> str:
-        """Run lines as they stand in the README; returns what they printed. The first that fails is the last."""
+        """Run lines as they stand in the page and return what they print. The first that fails is the last."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         done = subprocess.run(
             ["bash", "-exuo", "pipefail", "-c", commands],
