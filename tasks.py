@@ -521,7 +521,9 @@ def ci(work: Work) -> None:
     from ml_service.stage_table import print_table
     from ml_service.stages import exit_code, run_stages
     from ml_service.workflows import deployment
+    from ml_service.workflows.doctor import check_before_stages
 
+    check_before_stages(work.settings, work.platform, work.target("local"), work.console, artifact=_path("artifact"))
     resolved = builds.mint(work.settings)
     work.console.line(str(resolved))
     outcomes = run_stages(ROOT, {**work.env, **_as_env(work), "BUILD_BUILDID": resolved.build.id}, work.console)

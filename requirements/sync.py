@@ -76,7 +76,7 @@ def sync(environment: Path, lock: Path) -> None:
 def install(environment: Path, lock: Path) -> None:
     """Change a finished environment in place where it has uv; make any other anew."""
     needed = (stamp_of(environment), python_of(environment), environment / "bin" / "uv")
-    in_place = all(path.exists() for path in needed)
+    in_place = all(path.exists() for path in needed) and is_of_this_python(environment)
     stamp_of(environment).unlink(missing_ok=True)
     if not in_place:
         create(environment)
@@ -86,6 +86,12 @@ def install(environment: Path, lock: Path) -> None:
         say("uv could not install the lock (its reason is above); trying pip, which is slower")
         create(environment)
         pip(environment, lock)
+
+
+def is_of_this_python(environment: Path) -> bool:
+    """Return whether ``environment`` was made with a Python of this minor version, whose packages it can go on with."""
+    major, minor = sys.version_info[:2]
+    return f"version = {major}.{minor}." in (environment / "pyvenv.cfg").read_text()
 
 
 def create(environment: Path) -> None:

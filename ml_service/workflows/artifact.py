@@ -70,15 +70,24 @@ def _described(settings: Settings, version: ModelVersion, directory: Path) -> di
     return {**package.describe(version, directory), **origin}
 
 
-@contextmanager
-def _replacing(directory: Path) -> Iterator[Path]:
-    """A directory to fill that takes the place of ``directory`` when all went well."""
+def refuse_other_files(directory: Path) -> None:
+    """Refuse to replace a directory that holds something else than an artifact.
+
+    Raises:
+        UsageError: it does.
+    """
     if directory.exists() and any(directory.iterdir()) and not (directory / package.MODEL_JSON).exists():
         raise UsageError(
-            "the directory holds something that is no artifact",
+            "the directory holds something else than an artifact",
             where=str(directory),
             next_step="choose another --output",
         )
+
+
+@contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    """A directory to fill that takes the place of ``directory`` when all went well."""
+    refuse_other_files(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     try:

@@ -92,12 +92,10 @@ class Clone:
         output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
-    def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def make(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Call make."""
-        command = ["make", *arguments]
-        return subprocess.run(
-            command, cwd=self.root, env=self.variables({}), check=False, text=True, capture_output=True, timeout=120
-        )
+        command, env = [str(shutil.which("make")), *arguments], self.variables(settings)
+        return subprocess.run(command, cwd=self.root, env=env, check=False, text=True, capture_output=True, timeout=120)
 
     def variables(self, settings: Mapping[str, str]) -> dict[str, str]:
         """An environment in which pip knows this index and no other."""
@@ -213,12 +211,15 @@ def test_a_moved_clone_is_set_up_again(clone: Clone, tmp_path: Path) -> None:
     assert moved.call("--check") == (1, "")
 
 
+NEITHER = "is missing, or is not Python 3.11, 3.12 or 3.13 with venv"
+
+
 def test_make_says_which_python_is_missing(clone: Clone) -> None:
     """Without a Python of 3.11 or later make says so and what to do, and makes no environment."""
     result = clone.make("setup", "PYTHON=python-that-is-not-here")
     assert (result.returncode, clone.environment.exists()) == (2, False)
-    assert "python-that-is-not-here is missing or older than Python 3.11" in result.stderr
-    assert "next: install Python 3.11" in result.stderr
+    assert f"setup: python-that-is-not-here {NEITHER}" in result.stderr
+    assert "next: install one: apt-get install" in result.stderr
 
 
 def test_make_says_which_python_is_too_old(clone: Clone) -> None:
@@ -228,7 +229,72 @@ def test_make_says_which_python_is_too_old(clone: Clone) -> None:
     old.chmod(0o755)
     result = clone.make("setup", f"PYTHON={old}")
     assert (result.returncode, clone.environment.exists()) == (2, False)
-    assert "old-python is missing or older than Python 3.11" in result.stderr
+    assert f"old-python {NEITHER}" in result.stderr
+
+
+def programs(folder: Path, **interpreters: str) -> str:
+    """A PATH with what make needs and with these scripts; ``_`` in a name stands for a dot."""
+    folder.mkdir()
+    for name in ("make", "sh", "env"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    for name, script in interpreters.items():
+        path = folder / name.replace("_", ".")
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    return str(folder)
+
+
+NOT_SELECTED = 'echo "pyenv: $0: command not found" >&2; exit 127'
+"""What pyenv's shim of a version does that is not selected."""
+
+CHOSEN = 'case "$*" in *sync.py*) echo "chosen: ${0##*/}";; esac'
+"""A Python that fits, and says so instead of making an environment."""
+
+
+@pytest.mark.parametrize(
+    ("interpreters", "chosen"),
+    [
+        ({"python3_13": CHOSEN, "python3_12": CHOSEN, "python3_11": CHOSEN, "python3": CHOSEN}, "python3.13"),
+        ({"python3_13": NOT_SELECTED, "python3_12": "exit 1", "python3_11": CHOSEN, "python3": CHOSEN}, "python3.11"),
+        ({"python3": CHOSEN}, "python3"),
+    ],
+)
+def test_make_takes_the_newest_python(
+    clone: Clone, tmp_path: Path, interpreters: Mapping[str, str], chosen: str
+) -> None:
+    """Of 3.13 to 3.11, and then python3. One that does not start, such as a shim of pyenv, is passed over."""
+    result = clone.make("setup", PATH=programs(tmp_path / "bin", **interpreters))
+    assert (result.returncode, result.stdout) == (0, f"chosen: {chosen}\n"), result.stderr
+
+
+def test_make_says_how_to_get_a_python_where_there_is_none(clone: Clone, tmp_path: Path) -> None:
+    """With the ways of the usual systems."""
+    result = clone.make("ci", PATH=programs(tmp_path / "bin", python3="exit 1"))
+    assert result.returncode == 2
+    assert f"each of python3.13 python3.12 python3.11 python3 {NEITHER}" in result.stderr
+    assert all(way in result.stderr for way in ("apt-get", "brew", "uv python", "pyenv", "make ci PYTHON="))
+
+
+def test_an_environment_keeps_its_python_when_the_lock_changes(clone: Clone, tmp_path: Path) -> None:
+    """A newer Python that has come since is for the next environment, not for this one."""
+    clone.make("setup", f"PYTHON={sys.executable}")
+    clone.lock("2.0")
+    (clone.environment / "kept").touch()
+    path = f"{programs(tmp_path / 'bin', python3_13=CHOSEN)}{os.pathsep}{os.environ['PATH']}"
+    result = clone.make("setup", PATH=path)
+    assert (result.returncode, "chosen" in result.stdout) == (0, False), result.stderr
+    assert (clone.installed(), (clone.environment / "kept").exists()) == ("2.0", True)
+
+
+def test_another_python_makes_the_environment_anew(clone: Clone) -> None:
+    """When the lock changed and PYTHON names another version: packages of one version are of no use to the other."""
+    clone.call()
+    settings = clone.environment / "pyvenv.cfg"
+    settings.write_text(settings.read_text().replace(f"version = 3.{sys.version_info[1]}.", "version = 3.1."))
+    (clone.environment / "kept").touch()
+    clone.lock("2.0")
+    assert clone.call()[0] == 0
+    assert (clone.installed(), (clone.environment / "kept").exists()) == ("2.0", False)
 
 
 def test_make_sets_up_what_is_missing_and_then_nothing(clone: Clone) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -365,6 +366,34 @@ class TestBadSurroundings:
         assert caught.value.where == f"127.0.0.1:{port}"
         assert "LOCAL_PORT=" in caught.value.next_step
         assert bench.target.status() is None
+
+    def test_no_unix_sockets(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on Windows' drives under WSL: inv doctor and make ci say where MLOPS_HOME can be, before anything runs."""
+
+        class Socket(socket.socket):
+            def bind(self, address: Any) -> None:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        monkeypatch.setattr(socket, "socket", Socket)
+        found = next(finding for finding in bench.target.diagnose() if "socket" in finding.subject)
+        assert (found.ok, "Operation not supported" in found.detail) == (False, True)
+        assert "set MLOPS_HOME" in found.next_step and "/mnt/c" in found.next_step
+
+    def test_default_port_in_use(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without LOCAL_PORT the default is a first choice: a free port takes its place, which is said, and is kept."""
+        said: list[str] = []
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            monkeypatch.setattr(LocalTargetSettings, "port", port)
+            bench.change(port=port)
+            found = next(finding for finding in bench.target.diagnose() if "port" in finding.subject)
+            assert (found.ok, "takes a free one" in found.detail) == (True, True)
+            bench.deploy(bench.release("1"), said.append)
+            url = bench.target.endpoint().url
+            assert url != f"http://127.0.0.1:{port}"
+            assert f"port {port} is in use by another program: the service takes a free one" in said
+        bench.deploy(bench.release("2"))
+        assert (bench.serving, bench.target.endpoint().url) == ("2", url)
 
     def test_another_port(self, bench: Bench) -> None:
         """With LOCAL_PORT changed, the same package moves there, and its old port is free again."""

@@ -30,7 +30,7 @@ from ml_service.errors import (
     UnhealthyError,
     UsageError,
 )
-from ml_service.ports import Run
+from ml_service.ports import Finding, Run
 from tests.support.fake_platform import FakePlatform
 from tests.support.fake_target import FakeTarget
 from tests.support.repositories import PROJECT, make_repository, set_parameters, write_data
@@ -505,6 +505,26 @@ def test_ci_leaves_nothing_running_on_a_build_agent(
     (serving.root / "tasks.py").write_text(f"CODES = {{}}\n{CI_TASKS}")
     assert inv("ci") == 0
     assert serving.target.status() is None
+
+
+def test_ci_says_first_what_would_fail_later(
+    serving: Desk, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A busy port, data that is not there, a directory that it must not replace: no stage runs."""
+    monkeypatch.setattr(
+        FakeTarget, "diagnose", lambda self: [Finding("port", False, "8080: in use", "set LOCAL_PORT to a free one")]
+    )
+    assert inv("ci") == 5
+    assert "error: port: 8080: in use\nnext: set LOCAL_PORT to a free one" in capfd.readouterr().err
+    (serving.root.parent / "artifact").mkdir()
+    (serving.root.parent / "artifact" / "diary.txt").touch()
+    assert inv("ci") == 2
+    assert "holds something else than an artifact" in capfd.readouterr().err
+    monkeypatch.setenv("DATA_FILE", "nowhere.csv")
+    assert inv("ci") == 3
+    shown = capfd.readouterr()
+    assert "nowhere.csv: there is no such data file" in shown.err
+    assert "── inv lint" not in shown.out
 
 
 class Interrupted(FakePlatform):

@@ -221,6 +221,8 @@ class LocalPlatform:
         ]
 
     def _diagnose_tracking(self) -> Finding:
+        if not self._settings.tracking_uri and not (self._settings.store / "mlflow.db").exists():
+            return Finding("tracking store", True, "SQLite on this machine, which the first run makes")
         try:
             self._store.versions("none")
         except UnavailableError as error:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_service import package
-from ml_service.config import Settings
+from ml_service.config import LocalTargetSettings, Settings
 from ml_service.errors import IntegrityError, MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Action, Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
-from ml_service.targets.local.state import LOOPBACK, Control, Deployed, Gone, Paths, Refused, State
+from ml_service.targets.local.state import LOOPBACK, Control, Deployed, Gone, Paths, Refused, State, socket_address
 
 if TYPE_CHECKING:
     import filelock
@@ -61,7 +61,7 @@ class LocalTarget:
             raise _no_canary("--canary")
         state, trouble = self._look()
         deployed = self._deployed(release)
-        at_home = self._local.port in (0, state.port)
+        at_home = self._port(state) in (0, state.port)
         steps = [] if deployed.same_as(state.current) and at_home and not trouble else self._steps(deployed, state)
         return Plan(self.name, release, steps)
 
@@ -141,14 +141,16 @@ class LocalTarget:
         return self._read_keys()
 
     def diagnose(self) -> Sequence[Finding]:
-        """The libraries, the disk and the port that a deployment needs."""
-        return [self._find_libraries(), self._find_space(), self._find_port()]
+        """Check the libraries, the disk, the control socket and the port that a deployment needs."""
+        return [self._find_libraries(), self._find_space(), self._find_socket(), self._find_port()]
 
     # The steps of a deployment.
 
     def _steps(self, deployed: Deployed, state: State) -> list[Step]:
-        port = self._local.port or state.port
+        port = self._port(state)
         where = f"port {port} of {LOOPBACK}" if port else f"a free port of {LOOPBACK}"
+        if port != state.port and not self._port_is_chosen:
+            where += " (or a free one, if that is in use)"
         steps = [
             Step(Action.COPY, f"the package {deployed.package_sha256[:12]} to {self._paths.packages}"),
             Step(Action.START, f"{deployed} beside what serves, until it is healthy"),
@@ -162,7 +164,7 @@ class LocalTarget:
     def _apply(self, release: Release, verify: Verify, progress: Progress) -> None:
         state, trouble = self._look()
         deployed = self._deployed(release)
-        if deployed.same_as(state.current) and self._local.port in (0, state.port) and not trouble:
+        if deployed.same_as(state.current) and self._port(state) in (0, state.port) and not trouble:
             progress("another deployment has brought up the same package meanwhile")
             return
         self._remove_unused(state)
@@ -178,7 +180,7 @@ class LocalTarget:
         try:
             with control:
                 progress(f"starting {deployed} beside what serves")
-                answer = control.ask("start", progress=progress, deployed=asdict(deployed), **self._start_options())
+                answer = self._start(control, deployed, progress)
                 progress(f"{deployed} is healthy; questioning it on {answer['url']}")
                 self._question(control, Endpoint(answer["url"], self._key(deployed)), deployed, verify)
                 control.ask("switch", forget=forget)
@@ -193,6 +195,19 @@ class LocalTarget:
                     f"its supervisor went away ({error})", where=_HERE, next_step="run the command again"
                 ) from None
             raise
+
+    def _start(self, control: Control, deployed: Deployed, progress: Progress) -> Mapping[str, Any]:
+        """Start ``deployed`` beside what serves. A default port that is in use is replaced by a free one."""
+        local = self._local
+        port = local.port and self._port(self._look()[0])
+        options = {"startup_timeout": local.startup_timeout, "drain_timeout": local.drain_timeout}
+        try:
+            return control.ask("start", progress=progress, deployed=asdict(deployed), port=port, **options)
+        except Refused as refused:
+            if refused.kind != "port" or self._port_is_chosen:
+                raise
+            progress(f"port {port} is in use by another program: the service takes a free one")
+            return control.ask("start", progress=progress, deployed=asdict(deployed), port=0, **options)
 
     def _question(self, control: Control, endpoint: Endpoint, deployed: Deployed, verify: Verify) -> None:
         try:
@@ -211,7 +226,7 @@ class LocalTarget:
         if refused.kind == "port":
             port = self._local.port
             return UnavailableError(
-                f"the port cannot be had: {refused.message}",
+                f"the port is not available: {refused.message}",
                 where=f"{LOOPBACK}:{port}",
                 next_step=f"stop what listens there, or set LOCAL_PORT={port % 65535 + 1} (0: any free port)",
             )
@@ -392,9 +407,15 @@ class LocalTarget:
             options=_options(self._settings.env, self._local.workers),
         )
 
-    def _start_options(self) -> dict[str, Any]:
-        local = self._local
-        return {"port": local.port, "startup_timeout": local.startup_timeout, "drain_timeout": local.drain_timeout}
+    @property
+    def _port_is_chosen(self) -> bool:
+        """Whether LOCAL_PORT is set. Otherwise its default is only the first choice."""
+        return self._local.port != LocalTargetSettings.port or bool(self._settings.env.get("LOCAL_PORT"))
+
+    def _port(self, state: State) -> int:
+        """Return the port of the endpoint, 0 for any free one. A port that nobody chose stays what it was."""
+        stays = self._local.port == 0 or not self._port_is_chosen
+        return state.port or self._local.port if stays else self._local.port
 
     # inv doctor.
 
@@ -403,17 +424,36 @@ class LocalTarget:
         detail = f"missing: {', '.join(missing)}" if missing else "installed"
         return Finding("libraries of the local target", not missing, detail, "run: make" if missing else "")
 
+    @property
+    def _existing_directory(self) -> Path:
+        return next(path for path in (self._paths.directory, *self._paths.directory.parents) if path.exists())
+
+    def _find_socket(self) -> Finding:
+        """Some file systems have no unix sockets, such as Windows' drives under WSL."""
+        subject, directory = "control socket of the local target", self._existing_directory
+        path = directory / f".{os.getpid()}.sock"
+        try:
+            with socket.socket(socket.AF_UNIX) as listener, socket_address(path) as address:
+                listener.bind(address)
+        except OSError as error:
+            next_step = "set MLOPS_HOME to a directory of a local file system (under WSL below ~, not below /mnt/c)"
+            return Finding(subject, False, f"{directory}: {error.strerror}", next_step)
+        finally:
+            path.unlink(missing_ok=True)
+        return Finding(subject, True, f"{directory} can hold it")
+
     def _find_space(self) -> Finding:
-        directory = next(path for path in (self._paths.directory, *self._paths.directory.parents) if path.exists())
+        directory = self._existing_directory
         free = shutil.disk_usage(directory).free // 2**20
         ok = free >= _LEAST_FREE and os.access(directory, os.W_OK)
         next_step = "" if ok else f"make it writable, with {_LEAST_FREE} MB free, or set MLOPS_HOME"
         return Finding("disk of the local target", ok, f"{free} MB free at {directory}", next_step)
 
     def _find_port(self) -> Finding:
-        subject, port = "port of the local target", self._local.port
+        subject = "port of the local target"
         state, trouble = self._look()
-        if port == 0:
+        port = self._port(state)
+        if self._local.port == 0:
             return Finding(subject, True, "any free one")
         if port == state.port and not trouble:
             return Finding(subject, True, f"{port}, in use by this target")
@@ -421,6 +461,8 @@ class LocalTarget:
             with socket.create_server((LOOPBACK, port)):
                 return Finding(subject, True, f"{port} is free")
         except OSError as error:
+            if not self._port_is_chosen:
+                return Finding(subject, True, f"{port} is in use by another program: a deployment takes a free one")
             return Finding(subject, False, f"{port}: {error.strerror}", "set LOCAL_PORT to a free one, or 0")
 
 
