@@ -12,7 +12,7 @@ if str(Path(__file__).resolve().parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from scoring_service.errors import RequestError, StartError  # noqa: E402
-from scoring_service.model.package import Scorer, load  # noqa: E402
+from scoring_service.model.scorer import Scorer, load  # noqa: E402
 
 MAX_ROWS = 100_000
 

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scoring"))
 
 import scoring_service.worker as worker  # noqa: E402
-from scoring_service.model.package import Scorer, load  # noqa: E402
+from scoring_service.model.scorer import Scorer, load  # noqa: E402
 from scoring_service.supervisor import main  # noqa: E402
 
 

@@ -23,7 +23,7 @@ from scoring_service.http.protocol import Connection
 from scoring_service.json_log import JsonLog, JsonLogStream
 from scoring_service.keys import KeyRing
 from scoring_service.metrics import SharedMetrics
-from scoring_service.model.package import Scorer, load
+from scoring_service.model.scorer import Scorer, load
 from scoring_service.settings import Settings
 
 BACKLOG = 2048

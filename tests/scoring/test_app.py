@@ -16,7 +16,7 @@ from scoring_service.http.protocol import Connection
 from scoring_service.json_log import JsonLog
 from scoring_service.keys import KeyRing
 from scoring_service.metrics import SharedMetrics
-from scoring_service.model.package import load
+from scoring_service.model.scorer import load
 from scoring_service.settings import Settings
 from tests.scoring.test_protocol import Transport
 from tests.support.scoring_server import request

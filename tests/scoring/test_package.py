@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from scoring_service.errors import PackageError, RequestError
-from scoring_service.model.package import load, read_package
+from scoring_service.model.package import read_package
+from scoring_service.model.scorer import load
 from tests.support.packages import LINEAR, MIXED, linear_graph, make_package, mixed_graph, slow_graph, write_manifest
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring_service.errors import PackageError, RequestError
-from scoring_service.model.signature import RowReader, Signature
+from scoring_service.model.rows import RowReader
+from scoring_service.model.signature import Signature
 from tests.support.packages import LINEAR, MIXED
 
 TOO_LARGE = "the number is too large for type double"

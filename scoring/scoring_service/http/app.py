@@ -23,7 +23,7 @@ from scoring_service.json_log import JsonLog
 from scoring_service.keys import KeyRing
 from scoring_service.latency import INLINE_SECONDS
 from scoring_service.metrics import SharedMetrics, WorkerMetrics
-from scoring_service.model.package import Scorer
+from scoring_service.model.scorer import Scorer
 from scoring_service.settings import Settings
 
 _JSON = b"Content-Type: application/json\r\n"

@@ -1,1 +1,1 @@
-"""The package that is served: its files, its signature and its runtime."""
+"""The model: its package on disk, its signature, its runtime, and the scoring of request bodies."""
