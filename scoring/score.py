@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Azure ML loads this file by its path, which does not make its siblings importable.
-if str(Path(__file__).resolve().parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
+# Azure ML loads this file by its path, which does not make the package beside it importable. The folder does not stay
+# on the path: server.py and score.py are names that others may use.
+_FOLDER = str(Path(__file__).resolve().parent)
+sys.path.insert(0, _FOLDER)
 
 from scoring_service.errors import RequestError, StartError  # noqa: E402
 from scoring_service.model.scorer import Scorer, load  # noqa: E402
+
+sys.path.remove(_FOLDER)
 
 MAX_ROWS = 100_000
 

@@ -57,10 +57,24 @@ class PackageError(StartError):
     exit_code = 8
 
 
-def missing_library(error: ImportError) -> StartError:
-    """Return the error for a library of the service that cannot be imported."""
-    next_step = "install requirements.txt beside server.py (requirements/scoring.txt of the repository)"
-    return ConfigurationError(f"a library is missing ({error})", where=__file__, next_step=next_step)
+LIBRARIES = frozenset(("httptools", "msgspec", "numpy", "onnxruntime", "uvloop"))
+"""The libraries of the service, which requirements.txt locks."""
+
+
+def import_failure(error: ImportError) -> ConfigurationError:
+    """Return the error for an import of the service's own that failed.
+
+    Only a library of the service that is not installed is a reason to install requirements.txt. Anything else, such as
+    a library for another platform, is reported as it is.
+    """
+    name = (error.name or "").partition(".")[0]
+    if name in LIBRARIES and isinstance(error, ModuleNotFoundError):
+        next_step = "install requirements.txt beside server.py (requirements/scoring.txt of the repository)"
+        return ConfigurationError(f"a library is missing ({error})", where=__file__, next_step=next_step)
+    next_step = "compare the installed libraries with requirements.txt beside server.py, and package the model again"
+    return ConfigurationError(
+        f"cannot import {name or 'a module'} ({quote(str(error))[1:-1]})", where=__file__, next_step=next_step
+    )
 
 
 QUOTED_LENGTH = 60

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scoring_service.errors import ConfigurationError, StartError, UnavailableError, missing_library
+from scoring_service.errors import ConfigurationError, StartError, UnavailableError, import_failure
 from scoring_service.json_log import JsonLog
 from scoring_service.keys import KeyRing, read_file, take_from_env
 from scoring_service.metrics import SharedMetrics
@@ -105,7 +105,7 @@ class Supervisor:
         try:
             from scoring_service.worker import Worker, start
         except ImportError as error:
-            return refuse(missing_library(error))
+            return refuse(import_failure(error))
         return start(lambda: Worker(self._settings, index, self._listener, self._keys, self._shared, log).run(), log)
 
     def _replace_exited(self) -> int:

@@ -15,12 +15,11 @@ import pytest
 import requests
 
 from tests.scoring.conftest import Serve
+from tests.scoring.test_script_project import EXPECTED, project
 from tests.support.ports import free_port
-from tests.support.scoring_server import PATIENCE
+from tests.support.scoring_server import PATIENCE, SCORE
 
 pytestmark = pytest.mark.slow
-
-SCORE = Path(__file__).resolve().parents[2] / "scoring" / "score.py"
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +80,9 @@ def test_good_requests_get_the_same_answers(azmlinfsrv: Path, mixed: Path, serve
             answer = ours.score(data)
             assert (answer.status, answer.json) == score(url, json.dumps({"data": data}).encode())
         assert score(url, b'{"data": [["x"]]}')[0] >= 400
+
+
+def test_a_project_with_modules_of_our_names_and_of_the_servers(azmlinfsrv: Path, tmp_path: Path) -> None:
+    """That server puts a folder of its own on the path, with a config.py and others. The project's come first."""
+    with azureml_server(azmlinfsrv, project(tmp_path / "p"), tmp_path / "azureml.log") as url:
+        assert (200, {"result": [EXPECTED]}) == score(url, b'{"data": [[1, 2, 3]]}')

@@ -18,7 +18,7 @@ import pytest
 
 from tests.scoring.conftest import Serve
 from tests.support.packages import LINEAR, linear_graph, make_package, slow_graph
-from tests.support.scoring_server import KEY, OTHER_KEY, PATIENCE, SERVER, Server, request
+from tests.support.scoring_server import KEY, OTHER_KEY, PATIENCE, SERVER, Server, refused_start, request
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +31,6 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
-
-
-def refused_start(env: dict[str, str]) -> tuple[int, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SCORING_")}
-    done = subprocess.run(
-        [sys.executable, str(SERVER)], env={**clean, "SCORING_PORT": "0", **env}, capture_output=True, timeout=PATIENCE
-    )
-    return done.returncode, (done.stdout + done.stderr).decode()
 
 
 def test_no_keys_no_service(linear: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import py_compile
 import sys
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -151,21 +152,31 @@ def test_a_script_gets_rows_in_the_order_of_the_signature_with_defaults(tmp_path
         scorer.answer(b'{"data": [[1]]}')
 
 
-def test_byte_code_beside_a_script_is_not_run(tmp_path: Path) -> None:
-    """Nobody vouched for it; Python by itself takes it when the time of the source is the one noted in it."""
-    package = make_package(tmp_path / "p", "import helper\ndef init(): pass\ndef run(raw): return [helper.VALUE]")
-    helper = package / "model" / "helper.py"
+@pytest.mark.parametrize("module", ["helper", "shipped.helper"])
+def test_byte_code_beside_a_script_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """It has no hash; Python by itself takes it when the time of the source is the one noted in it.
+
+    Also in a package of the script's, and if the directory is relative and Python has listed it before.
+    """
+    script = f"import {module} as helper\ndef init(): pass\ndef run(raw): return [helper.VALUE]"
+    package = make_package(tmp_path / "p", script)
+    helper = package / "model" / f"{module.replace('.', '/')}.py"
+    helper.parent.mkdir(exist_ok=True)
     helper.write_text("VALUE = 'planted'")
     byte_code = Path(py_compile.compile(str(helper), doraise=True) or "")
-    kept = helper.stat()
+    status = helper.stat()
     helper.write_text("VALUE = 'checked'")
-    os.utime(helper, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    os.utime(helper, ns=(status.st_atime_ns, status.st_mtime_ns))
     write_manifest(package, "script", "model/score.py")
     assert byte_code.parent == helper.parent / "__pycache__"
+    monkeypatch.chdir(tmp_path)
+    for folder in {helper.parent, package / "model"}:
+        sys.path_importer_cache[str(folder)] = FileFinder(str(folder), (SourceFileLoader, SOURCE_SUFFIXES))
     try:
-        assert {"result": ["checked"]} == load(package, 10).answer(b'{"data": [[1,2,3]]}')
+        assert {"result": ["checked"]} == load(Path("p"), 10).answer(b'{"data": [[1,2,3]]}')
     finally:
-        sys.modules.pop("helper", None)
+        for name in ("helper", "shipped", "shipped.helper"):
+            sys.modules.pop(name, None)
 
 
 def test_a_graph_with_a_loop_may_take_any_time(tmp_path: Path, linear: Path) -> None:

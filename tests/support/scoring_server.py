@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SERVER = Path(__file__).resolve().parents[2] / "scoring" / "server.py"
+SCORING = Path(__file__).resolve().parents[2] / "scoring"
+SERVER = SCORING / "server.py"
+SCORE = SCORING / "score.py"
 KEY = "primary-0123456789abcdef"
 OTHER_KEY = "secondary-0123456789abcdef"
 PATIENCE = 60.0
@@ -98,6 +100,15 @@ def request(method: str, path: str, body: bytes = b"", headers: Mapping[str, str
         fields.setdefault("Content-Length", str(len(body)))
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value)
     return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
+
+
+def refused_start(env: Mapping[str, str]) -> tuple[int, str]:
+    """Start a server that cannot start. Return its exit code and its output."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SCORING_")}
+    done = subprocess.run(
+        [sys.executable, str(SERVER)], env={**clean, "SCORING_PORT": "0", **env}, capture_output=True, timeout=PATIENCE
+    )
+    return done.returncode, (done.stdout + done.stderr).decode()
 
 
 class Server:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scoring_service.errors import PackageError, quote
+from scoring_service.errors import PackageError, import_failure, quote
 from scoring_service.model.package import Package
 from scoring_service.model.signature import Row, Signature
 
@@ -108,11 +108,14 @@ def load(package: Package, threads: int) -> OnnxModel:
 
     Raises:
         PackageError: ONNX Runtime refuses the graph, or it does not match the signature.
+        ConfigurationError: ONNX Runtime cannot be imported.
     """
     try:
         return OnnxModel(package.model_bytes, package.signature, threads, str(package.model_file))
     except PackageError:
         raise
+    except ImportError as error:
+        raise import_failure(error) from error
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise PackageError(
             f"ONNX Runtime cannot load the model ({quote(str(error))[1:-1]})", where=str(package.model_file)

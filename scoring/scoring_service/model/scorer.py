@@ -77,6 +77,7 @@ def load(directory: Path, max_rows: int, threads: int = 1) -> Scorer:
 
     Raises:
         PackageError: a hash differs, or the model does not load, match its signature or answer.
+        ConfigurationError: ONNX Runtime cannot be imported.
     """
     package = read_package(directory)
     model: Model = onnx.load(package, threads) if package.runtime == "onnx" else script.load(package)

@@ -1,11 +1,32 @@
-"""The runtime ``script``: the project's own ``score.py``, with the modules beside it."""
+"""The runtime ``script``: the project's own ``score.py``, with the modules beside it.
+
+Those modules share a process with the service and its libraries, or with Azure ML's server. None of these may shadow
+another:
+
+- The folder of the script is searched before all others for modules that are not loaded yet. A ``schema.py`` beside the
+  script is the project's, whatever else ``sys.path`` offers under that name: a file of a server, an installed package.
+- The names of Python's standard library are excepted, because the service imports some of them late.
+- The service's own modules are below ``scoring_service``, which is loaded before.
+- All modules keep their plain names: pickles made by the project refer to them.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
+from importlib.abc import MetaPathFinder
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    PathFinder,
+    SourceFileLoader,
+)
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +34,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from scoring_service.errors import PackageError, quote
+from scoring_service.errors import PackageError, plain, quote
 from scoring_service.model.package import Package
 from scoring_service.model.signature import Row
 
@@ -56,17 +77,31 @@ def load(package: Package) -> ScriptModel:
     Raises:
         PackageError: the script cannot be imported, its ``init()`` fails, or it has no ``run()``.
     """
-    where = str(package.model_file)
     try:
         module = _import_script(package)
         module.init()
         if not callable(getattr(module, "run", None)):
             raise AttributeError("it has no run()")
     except (Exception, SystemExit) as error:
-        what = f"the script does not start ({type(error).__name__}: {quote(str(error))[1:-1]})"
-        next_step = "install model/requirements.txt, then call its init()"
-        raise PackageError(what, where=where, next_step=next_step) from error
+        raise _start_failure(error, package.model_file) from error
     return ScriptModel(module.run)
+
+
+def _start_failure(error: BaseException, script: Path) -> PackageError:
+    """Return the error of a script that does not start. It names the line of the project and the missing module."""
+    folder = f"{script.parent.absolute()}{os.sep}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(folder)]
+    line = f" at {plain(frames[-1].filename.removeprefix(folder))}:{frames[-1].lineno}" if frames else ""
+    what = f"the script does not start{line} ({type(error).__name__}: {quote(str(error))[1:-1]})"
+    return PackageError(what, where=str(script), next_step=_next_step(error))
+
+
+def _next_step(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"put {plain(error.name)} beside the script, or lock it in model/requirements.txt and install that"
+    if isinstance(error, ImportError):
+        return f"correct the script, or the version of {plain(error.name or 'the module')}"
+    return "call the script's init() where the libraries of model/requirements.txt are installed"
 
 
 class _VerifiedSource(SourceFileLoader):
@@ -86,14 +121,33 @@ def _finder_below(folder: Path) -> Callable[[str], FileFinder]:
     return finder
 
 
+class _SiblingFinder(MetaPathFinder):
+    """Find top-level modules in the folder of the script, except those of the standard library."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return the spec of a module of the project, or None. Its submodules are found through its ``__path__``."""
+        if path is not None or name in sys.stdlib_module_names:
+            return None
+        spec = PathFinder.find_spec(name, [self._folder])
+        return spec if spec is not None and spec.loader is not None else None  # a mere folder claims no name
+
+
 def _import_script(package: Package) -> ModuleType:
     """Execute the very bytes whose hash was verified, as a module that can import its siblings."""
     name = "project_score"
-    spec = importlib.util.spec_from_file_location(name, package.model_file)
+    script = package.model_file.absolute()
+    folder = script.parent
+    spec = importlib.util.spec_from_file_location(name, script)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path_hooks.insert(0, _finder_below(package.model_file.parent))
-    sys.path.append(str(package.model_file.parent))
-    exec(compile(package.model_bytes, str(package.model_file), "exec"), module.__dict__)
+    sys.path_hooks.insert(0, _finder_below(folder))
+    for path in [path for path in sys.path_importer_cache if Path(path).is_relative_to(folder)]:
+        del sys.path_importer_cache[path]  # found by the hooks of before, which may take byte code
+    sys.meta_path.insert(0, _SiblingFinder(folder))
+    sys.path.append(str(folder))
+    exec(compile(package.model_bytes, str(script), "exec"), module.__dict__)
     return module
