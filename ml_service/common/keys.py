@@ -13,12 +13,12 @@ from ml_service.ports import Keys
 
 
 def new_keys() -> dict[str, str]:
-    """Two keys of 256 bits."""
+    """Generate two keys of 256 bits, as ``{"primary": ..., "secondary": ...}``."""
     return {"primary": secrets.token_urlsafe(32), "secondary": secrets.token_urlsafe(32)}
 
 
 def make(path: Path, mode: int = 0o600) -> None:
-    """Write two new keys, unless there are some: keys outlive deployments. The folder is for this user only."""
+    """Write two new keys, unless the file exists: keys outlive deployments. Only this user may enter its folder."""
     if path.exists():
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -33,21 +33,21 @@ def make(path: Path, mode: int = 0o600) -> None:
 
 
 def read(path: Path, next_step: str) -> Keys:
-    """The keys in ``path``.
+    """Return the keys in ``path``; ``next_step`` is what the error advises.
 
     Raises:
-        IntegrityError: it does not hold two keys.
+        IntegrityError: the file does not hold two keys.
     """
     try:
         return Keys(**json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
-        raise IntegrityError("holds no two keys", where=str(path), next_step=next_step) from None
+        raise IntegrityError("does not hold two keys", where=str(path), next_step=next_step) from None
 
 
 def masking(keys: Callable[[], Keys]) -> Callable[[str], str]:
-    """What hides both keys in a line of somebody else's; nothing where there are no keys yet."""
+    """Return a function that hides both keys in a log line; without keys it changes nothing."""
     try:
-        found = keys()
+        pair = keys()
     except MlopsError:
         return lambda line: line
-    return lambda line: line.replace(found.primary, "***").replace(found.secondary, "***")
+    return lambda line: line.replace(pair.primary, "***").replace(pair.secondary, "***")

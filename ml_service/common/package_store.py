@@ -1,4 +1,4 @@
-"""A target's own copies of the packages that it serves, so that they can be asked for their examples later."""
+"""A target's own copies of the packages that it serves: a rollback verifies a version with its package's examples."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ class PackageStore:
         self._directory = directory
 
     def path(self, sha256: str) -> Path:
-        """Where the copy is, or would be."""
+        """Return where the copy is, or would be."""
         return self._directory / sha256
 
     def find(self, sha256: str) -> Path | None:
-        """The copy, if there is one here: another machine may have deployed it."""
+        """Return the copy, or None where there is none: another machine may have deployed the package."""
         path = self.path(sha256)
         return path if path.is_dir() else None
 
     def add(self, release: Release) -> None:
-        """Have a copy, and be sure of every byte of it.
+        """Copy the release's package, unless there is a sound copy already. Each file is checked against its hash.
 
         Raises:
             IntegrityError: the package is not what the release says.
+            OSError: the disk is full or not writable.
         """
         if package.verify(release.package) != release.package_sha256:
             raise IntegrityError(
@@ -47,12 +48,13 @@ class PackageStore:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             shutil.copytree(release.package, temporary, ignore=shutil.ignore_patterns("__pycache__"))
+            package.verify(temporary)
             temporary.replace(copy)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def keep_only(self, hashes: Collection[str]) -> None:
-        """Remove every copy but these."""
+        """Remove every copy but those with these hashes, and what interrupted copies left behind."""
         for path in self._directory.glob("*"):
             if path.name not in hashes:
                 shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""The HTTP front: owns an endpoint's port, moves its traffic from one backend to the next without a lost request.
+"""A reverse proxy: owns an endpoint's port, moves its traffic from one server to the next without a lost request.
 
-Requests are forwarded one by one, so a client's keep-alive connection outlives the backend that answered on it. Each
-goes to exactly one backend, over a connection of its own: no idle one can be closed under a request. See ADR 0031.
+Requests are forwarded one by one, so a client's keep-alive connection outlives the server that answered on it. Each
+request goes to exactly one server, over a connection of its own: no idle one can be closed under a request. See
+ADR 0031.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from multidict import CIMultiDict
 from yarl import URL
 
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes. The scoring server's own limit is lower; this one bounds what a request can make the front hold."""
+"""Bytes. The scoring server's own limit is lower; this one bounds what a request can make the proxy hold."""
 
-PATIENCE = 10.0
-"""Seconds that a request waits for a backend that is being restarted, before it gets 503."""
+UPSTREAM_TIMEOUT = 10.0
+"""Seconds that a request waits for a server that is being restarted, before it gets 503."""
 
 BODY_TIMEOUT = 60.0
 """Seconds for a client to send its whole body."""
 
 ANSWER_TIMEOUT = 300.0
-"""Seconds for a backend to answer."""
+"""Seconds for a server to answer."""
 
 _MAX_HEADER = 64 * 1024
 """Bytes of a line of the header: well above the scoring server's limit, which then answers 431 itself."""
@@ -41,7 +42,7 @@ _HOP_BY_HOP = frozenset(
 
 
 class Upstream:
-    """A backend that answers HTTP at ``url``, and how many requests are on their way through it."""
+    """A server that answers HTTP at ``url``, and the number of requests that it works on."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -51,7 +52,7 @@ class Upstream:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Counts a request as in flight."""
+        """Count a request as in flight for as long as the block lasts."""
         self.in_flight += 1
         self._idle.clear()
         try:
@@ -62,7 +63,7 @@ class Upstream:
                 self._idle.set()
 
     async def drained(self, timeout: float) -> bool:
-        """Wait until nothing is in flight, at most ``timeout`` seconds; False when something still is."""
+        """Wait until nothing is in flight; return False if something still is after ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
@@ -71,11 +72,11 @@ class Upstream:
         return True
 
 
-class Front:
+class Proxy:
     """Listening ports whose requests are answered by one upstream, which may change at any time."""
 
-    def __init__(self, *, patience: float = PATIENCE, max_body: int = MAX_BODY) -> None:
-        self._patience = patience
+    def __init__(self, *, upstream_timeout: float = UPSTREAM_TIMEOUT, max_body: int = MAX_BODY) -> None:
+        self._upstream_timeout = upstream_timeout
         self._max_body = max_body
         self._upstream: Upstream | None = None
         self._available = asyncio.Event()
@@ -105,7 +106,11 @@ class Front:
         await self._runner.setup()
 
     async def listen(self, host: str, port: int) -> int:
-        """Answer on ``port`` too (0: a free one); returns the port. Raises OSError when it cannot be had."""
+        """Answer on ``port``, too (0: a free one), and return the port.
+
+        Raises:
+            OSError: the port is in use or not permitted.
+        """
         listener = socket.create_server((host, port), backlog=1024)
         site = web.SockSite(self._runner, listener)
         await site.start()
@@ -127,7 +132,7 @@ class Front:
             self._available.set()
 
     async def close(self) -> None:
-        """Stop listening, let what is in flight end, refuse what waits for an upstream, and go."""
+        """Stop listening, wait for the requests in flight, and refuse those that wait for an upstream."""
         for port in list(self._sites):
             await self.unlisten(port)
         self._closing = True
@@ -148,13 +153,13 @@ class Front:
         return await self._forward_to_current(request, body)
 
     async def _forward_to_current(self, request: web.Request, body: bytes) -> web.Response:
-        deadline = asyncio.get_running_loop().time() + self._patience
+        deadline = asyncio.get_running_loop().time() + self._upstream_timeout
         while (upstream := await self._wait_for_upstream(deadline)) is not None:
             try:
                 with upstream.request():
                     return await self._forward(request, body, upstream)
             except aiohttp.ClientConnectorError:
-                # Nothing was sent: another attempt cannot make the backend work twice.
+                # Nothing was sent: another attempt cannot make the server work twice.
                 await asyncio.sleep(0.05)
             except TimeoutError:
                 return _refusal(504, "Timeout", f"the model did not answer in {ANSWER_TIMEOUT:.0f} s")
@@ -185,7 +190,7 @@ class Front:
 
 
 def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """The headers that concern both ends; those of one connection, and those that it names, stay behind."""
+    """Return the headers that concern both ends, without those of one connection and those that it names."""
     named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     dropped = _HOP_BY_HOP | named | {"content-length", "expect"}
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)

@@ -25,7 +25,8 @@ from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, 
 from ml_service.ports import Endpoint, Release, Verify
 from ml_service.smoke import smoke
 from ml_service.targets import open_target
-from ml_service.targets.local.state import Control, Paths
+from ml_service.targets.local.state import Paths
+from ml_service.targets.local.supervisor_client import SupervisorClient
 from ml_service.targets.local.target import LocalTarget
 from tests.support.deployments import no_question
 from tests.support.fake_target import EXAMPLES, make_release
@@ -87,12 +88,12 @@ class Bench:
     @property
     def supervisor(self) -> int:
         """Its process id."""
-        with Control(self.paths.control) as control:
-            return int(control.ask("status")["pid"])
+        with SupervisorClient(self.paths.control) as client:
+            return int(client.ask("status")["pid"])
 
     @property
-    def backend(self) -> int:
-        """The process id of what serves."""
+    def server(self) -> int:
+        """The process id of the server that serves."""
         return int(requests.get(f"{self.target.endpoint().url}/health/live", timeout=60).json()["pid"])
 
     @property
@@ -226,7 +227,7 @@ class TestKilled:
         status = bench.target.status()
         assert status is not None
         assert (status.model["version"], bench.serving) == (then, then)
-        assert eventually(lambda: len(bench.processes) == 2), "a guard and its server"
+        assert eventually(lambda: len(bench.processes) == 2), "a watchdog and its server"
         bench.deploy(bench.release("3"))
         assert bench.serving == "3"
 
@@ -285,20 +286,20 @@ class TestKilled:
     def test_server_killed(self, bench: Bench) -> None:
         """It is started again, and requests that come meanwhile wait for it."""
         bench.deploy(bench.release("1"))
-        before = bench.backend
+        before = bench.server
         os.kill(before, signal.SIGKILL)
         assert eventually(lambda: is_gone(before))
         assert [bench.serving for _ in range(20)] == ["1"] * 20
-        assert bench.backend != before
+        assert bench.server != before
         assert any("restarted" in line for line in bench.target.logs(20))
 
     def test_server_that_dies_of_a_request(self, bench: Bench) -> None:
         """That request gets 502, once: it is not given to the next process; the others are answered."""
         bench.deploy(bench.release("1", fault="fragile"))
-        before = bench.backend
+        before = bench.server
         assert bench.ask("/die").status_code == 502
         assert bench.serving == "1"
-        assert bench.backend != before
+        assert bench.server != before
         assert len([line for line in bench.target.logs(100) if '"ended"' in line]) == 1
 
 
@@ -317,7 +318,7 @@ class TestBadVersions:
         assert eventually(lambda: len(bench.processes) == 2)
 
     def test_crash_at_start(self, bench: Bench) -> None:
-        """The message holds the exit code, what it said last, and what serves."""
+        """The message holds the exit code, its last log lines, and what serves."""
         bench.deploy(bench.release("1"))
         with pytest.raises(UnhealthyError) as caught:
             bench.deploy(bench.release("2", fault="crash"))
@@ -470,8 +471,8 @@ class TestBadSurroundings:
         deploying = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
         assert eventually(lambda: len(bench.processes) == 4)
         deploying.send_signal(signal.SIGINT)
-        _, said = deploying.communicate(timeout=60)
-        assert b"KeyboardInterrupt" in said
+        _, stderr = deploying.communicate(timeout=60)
+        assert b"KeyboardInterrupt" in stderr
         assert eventually(lambda: len(bench.processes) == 2)
         assert bench.serving == "1"
 
@@ -514,7 +515,7 @@ class TestImports:
     def test_targets_open_by_name(self, bench: Bench) -> None:
         """An unknown one is refused with the names of those that exist."""
         assert open_target("local", bench.settings).name == "local"
-        with pytest.raises(UsageError, match="'mars' is unknown") as caught:
+        with pytest.raises(UsageError, match="unknown target 'mars'") as caught:
             open_target("mars", bench.settings)
         assert "local" in caught.value.next_step
 
@@ -541,7 +542,7 @@ class TestSecrets:
         env = {**bench.settings.env, "SP_APP_SECRET": secret, "SCORING_LOG": "all"}
         bench.settings = replace(bench.settings, env=env)
         bench.deploy(bench.release("1"))
-        environment = Path(f"/proc/{bench.backend}/environ").read_text()
+        environment = Path(f"/proc/{bench.server}/environ").read_text()
         assert secret not in environment
         assert "SCORING_LOG=all" in environment
 
@@ -559,9 +560,9 @@ class TestSecrets:
         bench.deploy(bench.release("1"))
         bench.deploy(release)
         bench.change(workers=2)
-        before = bench.backend
+        before = bench.server
         bench.deploy(release)
-        assert bench.backend != before
+        assert bench.server != before
         status = bench.target.status()
         assert status is not None and status.previous == {"name": "toy", "version": "1"}
 

@@ -18,7 +18,8 @@ from ml_service import package
 from ml_service.config import LocalTargetSettings, Settings
 from ml_service.ports import ModelVersion, Release, Verify
 from ml_service.smoke import smoke
-from ml_service.targets.local.state import Control, Paths
+from ml_service.targets.local.state import Paths
+from ml_service.targets.local.supervisor_client import SupervisorClient
 from ml_service.targets.local.target import LocalTarget
 from tests.support.traffic import Traffic
 
@@ -130,7 +131,7 @@ def test_workers_go_with_the_supervisor(target: LocalTarget, settings: Settings,
     """After ``kill -9`` of the supervisor no process of the server is left, and a deployment brings it back."""
     deploy(target, releases[0])
     assert len(processes(settings)) >= 3
-    with Control(Paths(settings.home).control) as control:
+    with SupervisorClient(Paths(settings.home).control) as control:
         supervisor = int(control.ask("status")["pid"])
     os.kill(supervisor, signal.SIGKILL)
     assert eventually(lambda: processes(settings) == [])

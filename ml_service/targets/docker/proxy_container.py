@@ -1,8 +1,8 @@
-"""The container that owns the docker target's port: the HTTP front, and a control socket inside of it. See ADR 0041.
+"""The container that owns the docker target's port: the reverse proxy and its control socket. See ADR 0041.
 
 ``python -m ml_service.targets.docker.proxy_container serve`` is what the container runs.
-``… ask JSON``, run in it by the engine's exec, sends one command. What it routes to lies in ``/state``, a volume, so
-that it survives the container.
+``… ask JSON``, run in it by the engine's exec, sends one command. ``/state`` is a volume: the route in it outlives the
+container, and a proxy that starts again routes to what served before.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ ROUTE = Path("/state/route.json")
 CONTROL = Path("/tmp/control.sock")
 PORT = 8080
 
-START_PATIENCE = 30.0
-"""Seconds that a front may take from its start until it takes commands, on a busy machine."""
+START_TIMEOUT = 30.0
+"""Seconds from the proxy's start until it takes commands, at most, on a busy machine."""
 
 Message = dict[str, Any]
 
 
 class Router:
-    """Which container answers.
+    """Routes the traffic to one container, and remembers which in ``route.json``.
 
-    ``route.json`` is ``{"current", "previous"}``, each ``{"container", "since"}`` or null.
+    The file is ``{"current", "previous"}``, each ``{"container", "since"}`` or null.
     """
 
     def __init__(self, route_file: Path, upstream_port: int = PORT) -> None:
-        from ml_service.common.proxy import Front
+        from ml_service.common.proxy import Proxy
 
         self._file = route_file
         self._upstream_port = upstream_port
-        self.front = Front()
+        self.proxy = Proxy()
         self._upstreams: dict[str, Any] = {}
         self.route: Message = {"current": None, "previous": None}
 
     async def start(self, port: int, host: str = "0.0.0.0") -> int:
-        """Listen, and route to what the file says; returns the port."""
+        """Listen, route to what the file says, and return the port."""
         if self._file.exists():
             self.route = json.loads(self._file.read_bytes())
-        await self.front.start()
+        await self.proxy.start()
         self._point()
-        return await self.front.listen(host, port)
+        return await self.proxy.listen(host, port)
 
     async def answer(self, command: Message) -> Message:
         """Carry out one command.
@@ -66,7 +66,8 @@ class Router:
         serving = self.route["current"] and self.route["current"]["container"]
         if serving != command["expect"]:
             return {"error": f"{serving} serves by now"}
-        # What is written first is what this container would route to after a crash.
+        # The file is written before the traffic moves. After a crash in between, this container routes to the new
+        # version, which is up and verified; the other order could bring back a version that is being stopped.
         self._save({"current": command["current"], "previous": command["previous"]})
         self._point()
         return {}
@@ -85,10 +86,10 @@ class Router:
 
         current = self.route["current"]
         if current is None:
-            return self.front.route_to(None)
+            return self.proxy.route_to(None)
         name = current["container"]
         upstream = self._upstreams.setdefault(name, Upstream(f"http://{name}:{self._upstream_port}"))
-        self.front.route_to(upstream)
+        self.proxy.route_to(upstream)
 
 
 async def serve(router: Router, control: Path, port: int) -> None:
@@ -105,15 +106,19 @@ async def serve(router: Router, control: Path, port: int) -> None:
     control.unlink(missing_ok=True)
     await router.start(port)
     server = await asyncio.start_unix_server(converse, control)
-    print(json.dumps({"event": "front", "route": router.route}), flush=True)
+    print(json.dumps({"event": "proxy", "route": router.route}), flush=True)
     await stop.wait()
     server.close()
-    await router.front.close()
+    await router.proxy.close()
 
 
-def ask(control: Path, message: str, patience: float = START_PATIENCE) -> str:
-    """Send one command; the answer as JSON text. A front that was started a moment ago is given time to listen."""
-    with _connected(control, time.monotonic() + patience) as connection:
+def ask(control: Path, message: str, timeout: float = START_TIMEOUT) -> str:
+    """Send one command and return the answer as JSON text; wait for a proxy that was started a moment ago.
+
+    Raises:
+        OSError: it does not listen after ``timeout`` seconds.
+    """
+    with _connected(control, time.monotonic() + timeout) as connection:
         connection.sendall(message.encode() + b"\n")
         with connection.makefile("rb") as answer:
             return answer.readline().decode()

@@ -1,1 +1,1 @@
-"""This machine."""
+"""The target on this machine."""

@@ -1,4 +1,4 @@
-"""One process that serves a package on a private address: started, watched, stopped, with what it said."""
+"""Start, monitor and stop one scoring server on a private address, and keep its last log lines."""
 
 from __future__ import annotations
 
@@ -18,55 +18,64 @@ import aiohttp
 from ml_service.common.proxy import Upstream
 from ml_service.errors import IntegrityError
 from ml_service.package import verify
-from ml_service.targets.local.state import LOOPBACK, Deployed, Paths
+from ml_service.targets.local.state import LOOPBACK, Paths, Version
 
-GUARD = Path(__file__).with_name("watchdog.py")
+WATCHDOG = Path(__file__).with_name("watchdog.py")
 SERVER = Path("scoring") / "server.py"
 
 STOP_GRACE = 10.0
 """Seconds between asking a process to stop and killing it."""
 
 _HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_PROGRESS_INTERVAL = 2.0
 _PORT_ATTEMPTS = 3
 _LAST_LINES = 30
 _LONGEST_LINE = 64 * 1024
 
 Log = Callable[[str], str]
-"""Takes one line of what the process says, and gives it back as it may be shown."""
+"""Writes one line of the server's output to the target's log, and returns it as it was written: with keys masked."""
 
 Progress = Callable[[str], None]
 
 
-class BackendFailed(Exception):
-    """A process did not come up. ``log`` is the last that it said."""
+class StartError(Exception):
+    """A server did not come up. ``log`` holds its last lines."""
 
-    def __init__(self, why: str, log: tuple[str, ...]) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, log: tuple[str, ...]) -> None:
+        super().__init__(reason)
         self.log = log
 
 
-class Backend:
-    """A running ``scoring/server.py``. It is a child of a guard, and with it in a process group of its own."""
+class ServerProcess:
+    """A running ``scoring/server.py``. It is a child of its watchdog, and both share a process group of their own."""
 
-    def __init__(self, deployed: Deployed, port: int, process: asyncio.subprocess.Process, log: Log) -> None:
-        self.deployed = deployed
+    def __init__(self, version: Version, port: int, process: asyncio.subprocess.Process, log: Log) -> None:
+        self.version = version
         self.port = port
         self.upstream = Upstream(f"http://{LOOPBACK}:{port}")
         self._process = process
         self._log = log
-        self._said: deque[str] = deque(maxlen=_LAST_LINES)
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._group_is_gone = False
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def launch(cls, deployed: Deployed, package: Path, environment: Mapping[str, str], log: Log) -> Backend:
+    async def launch(cls, version: Version, package: Path, environment: Mapping[str, str], log: Log) -> ServerProcess:
         """Start the process on a port that is free now; it need not have bound it yet."""
         port = _free_port()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", str(GUARD), str(STOP_GRACE), str(package), sys.executable, str(package / SERVER)),
+            *(
+                sys.executable,
+                "-I",
+                str(WATCHDOG),
+                str(STOP_GRACE),
+                str(package),
+                sys.executable,
+                str(package / SERVER),
+            ),
             env={
                 **environment,
-                **deployed.options,
+                **version.options,
                 "AZUREML_MODEL_DIR": str(package),
                 "SCORING_HOST": LOOPBACK,
                 "SCORING_PORT": str(port),
@@ -76,56 +85,56 @@ class Backend:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        return cls(deployed, port, process, log)
+        return cls(version, port, process, log)
 
     @property
     def last_lines(self) -> tuple[str, ...]:
-        """What the process said last, oldest first."""
-        return tuple(self._said)
+        """The last lines of its output, oldest first."""
+        return tuple(self._last_lines)
 
     async def ready(self, client: aiohttp.ClientSession, timeout: float, progress: Progress) -> None:
         """Wait until ``/health/ready`` answers 200.
 
         Raises:
-            BackendFailed: the process ended, or ``timeout`` seconds went by.
+            StartError: the process ended, or ``timeout`` seconds went by.
         """
         loop = asyncio.get_running_loop()
         started = reported = loop.time()
         while True:
             if self.has_ended:
                 code = await self.ended()
-                raise BackendFailed(f"its process ended with code {code} before it was ready", self.last_lines)
-            answer = await self._health(client)
-            if answer == "200":
+                raise StartError(f"its process ended with code {code} before it was ready", self.last_lines)
+            response = await self._health(client)
+            if response == "200":
                 return
             waited = loop.time() - started
             if waited > timeout:
-                why = f"it was not ready after {timeout:.0f} s (/health/ready: {answer})"
-                raise BackendFailed(why, self.last_lines)
-            if loop.time() - reported > 2:
+                reason = f"it was not ready after {timeout:.0f} s (/health/ready: {response})"
+                raise StartError(reason, self.last_lines)
+            if loop.time() - reported > _PROGRESS_INTERVAL:
                 reported = loop.time()
-                progress(f"waiting for /health/ready: {answer} ({waited:.0f} of {timeout:.0f} s)")
+                progress(f"waiting for /health/ready: {response} ({waited:.0f} of {timeout:.0f} s)")
             await asyncio.sleep(0.05)
 
     async def _health(self, client: aiohttp.ClientSession) -> str:
         try:
-            async with client.get(f"{self.upstream.url}/health/ready", timeout=_HEALTH_TIMEOUT) as answer:
-                return str(answer.status)
+            async with client.get(f"{self.upstream.url}/health/ready", timeout=_HEALTH_TIMEOUT) as response:
+                return str(response.status)
         except (aiohttp.ClientError, TimeoutError) as error:
             return "connection refused" if isinstance(error, aiohttp.ClientConnectorError) else type(error).__name__
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is no more."""
+        """True when the process has ended."""
         return self._process.returncode is not None
 
     @property
     def lost_its_port(self) -> bool:
-        """Whether it ended while somebody else has its port: it lost the race, and another one is worth a try."""
+        """True when it ended and another program has its port: then another port is worth a try."""
         return self.has_ended and not _is_free(self.port)
 
     async def ended(self) -> int:
-        """Wait for the end of the process and of all that it started; its exit code."""
+        """Wait until the process has ended, end what it started, and return its exit code."""
         # Process.wait() of some Python versions also waits for the end of the output, which orphaned workers hold open.
         while self._process.returncode is None:
             await asyncio.sleep(0.1)
@@ -134,7 +143,7 @@ class Backend:
         return self._process.returncode
 
     async def stop(self) -> None:
-        """Ask it to stop, then make it. Idempotent."""
+        """Ask the process to stop, and kill it after STOP_GRACE seconds. Idempotent."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -145,14 +154,14 @@ class Backend:
             await self.ended()
 
     def _kill_group(self) -> None:
-        """Workers that outlived their parent go too."""
+        """End workers that outlived their parent."""
         if not self._group_is_gone:
             self._group_is_gone = True
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _read(self) -> None:
-        """Pass on each line; a line without end is cut, so that no output can make the supervisor grow."""
+        """Pass on each line of output. A line without end is cut, so that it cannot use up the supervisor's memory."""
         assert self._process.stdout is not None
         rest = b""
         while chunk := await self._process.stdout.read(_LONGEST_LINE):
@@ -160,16 +169,16 @@ class Backend:
             if len(rest) > _LONGEST_LINE:
                 lines, rest = [*lines, rest], b""
             for line in lines:
-                self._say(line)
+                self._keep(line)
         if rest:
-            self._say(rest)
+            self._keep(rest)
 
-    def _say(self, line: bytes) -> None:
-        self._said.append(self._log(line.decode("utf-8", "replace").rstrip()))
+    def _keep(self, line: bytes) -> None:
+        self._last_lines.append(self._log(line.decode("utf-8", "replace").rstrip()))
 
 
 class Launcher:
-    """Brings packages up below one directory, all with the same environment."""
+    """Starts servers for packages of one directory, all with the same environment."""
 
     def __init__(self, paths: Paths, environment: Mapping[str, str], client: aiohttp.ClientSession, log: Log) -> None:
         self._paths = paths
@@ -177,31 +186,31 @@ class Launcher:
         self._client = client
         self._log = log
 
-    async def bring_up(self, deployed: Deployed, timeout: float, progress: Progress) -> Backend:
-        """Start a process and wait until it is ready; nothing of it is left when that fails or is cancelled.
+    async def bring_up(self, version: Version, timeout: float, progress: Progress) -> ServerProcess:
+        """Start a server and wait until it is ready; stop it when that fails or is cancelled.
 
         Raises:
-            BackendFailed: it did not come up.
-            MlopsError: the package is missing, or is not what its hash says.
+            StartError: it did not come up.
+            IntegrityError: the package is missing, or is not what its hash says.
         """
-        package = self._paths.package(deployed.package_sha256)
-        await asyncio.to_thread(_check, package, deployed)
+        package = self._paths.package(version.package_sha256)
+        await asyncio.to_thread(_check, package, version)
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            backend = await self._launch(deployed, package)
+            server = await self._launch(version, package)
             try:
-                await backend.ready(self._client, timeout, progress)
-                return backend
-            except BackendFailed:
-                await backend.stop()
-                if attempt == _PORT_ATTEMPTS or not backend.lost_its_port:
+                await server.ready(self._client, timeout, progress)
+                return server
+            except StartError:
+                await server.stop()
+                if attempt == _PORT_ATTEMPTS or not server.lost_its_port:
                     raise
             except BaseException:
-                await asyncio.shield(backend.stop())
+                await asyncio.shield(server.stop())
                 raise
         raise AssertionError("the last attempt returns or raises")
 
-    async def _launch(self, deployed: Deployed, package: Path) -> Backend:
-        launching = asyncio.create_task(Backend.launch(deployed, package, self._environment, self._log))
+    async def _launch(self, version: Version, package: Path) -> ServerProcess:
+        launching = asyncio.create_task(ServerProcess.launch(version, package, self._environment, self._log))
         try:
             return await asyncio.shield(launching)
         except asyncio.CancelledError:
@@ -209,8 +218,8 @@ class Launcher:
             raise
 
 
-def _check(package: Path, deployed: Deployed) -> None:
-    if verify(package) != deployed.package_sha256:
+def _check(package: Path, version: Version) -> None:
+    if verify(package) != version.package_sha256:
         raise IntegrityError("the package is not the one that was deployed", where=str(package))
 
 

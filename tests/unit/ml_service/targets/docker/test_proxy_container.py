@@ -1,4 +1,4 @@
-"""The docker target's front as a process: its route, its file, its control socket."""
+"""The docker target's proxy as a process: its route, its file, its control socket."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def answers(router: Router, *commands: dict[str, Any]) -> list[dict[str, Any]]:
         try:
             return [await router.answer(command) for command in commands]
         finally:
-            await router.front.close()
+            await router.proxy.close()
 
     return asyncio.run(run())
 
@@ -37,7 +37,7 @@ def switch(expect: str | None, current: dict[str, str], previous: dict[str, str]
 
 
 def test_a_switch_is_written_down(tmp_path: Path) -> None:
-    """What the file says is what a front after a crash routes to."""
+    """What the file says is what a proxy after a crash routes to."""
     file = tmp_path / "route.json"
     assert answers(Router(file), switch(None, FIRST), switch("first", SECOND, FIRST)) == [{}, {}]
     assert json.loads(file.read_text()) == {"current": SECOND, "previous": FIRST}
@@ -53,7 +53,7 @@ def test_a_switch_that_expects_another_version_is_refused(tmp_path: Path) -> Non
 
 
 def test_nothing_in_flight_is_drained_at_once(tmp_path: Path) -> None:
-    """Also for a version that the front never heard of."""
+    """Also for a version that the proxy never heard of."""
     drain = [{"command": "drain", "container": name, "timeout": 1} for name in ("first", "unknown")]
     assert answers(Router(tmp_path / "route.json"), switch(None, FIRST), *drain) == [
         {},
@@ -65,7 +65,7 @@ def test_nothing_in_flight_is_drained_at_once(tmp_path: Path) -> None:
 @pytest.fixture
 def control() -> Path:
     """A short path: a socket's is limited."""
-    return Path("/tmp") / f"front-{uuid.uuid4().hex[:8]}.sock"
+    return Path("/tmp") / f"proxy-{uuid.uuid4().hex[:8]}.sock"
 
 
 def test_a_command_reaches_it_through_the_socket(tmp_path: Path, control: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_command_reaches_it_through_the_socket(tmp_path: Path, control: Path) 
 
     async def run() -> str:
         asking = asyncio.create_task(asyncio.to_thread(ask, control, json.dumps(switch(None, FIRST))))
-        # It asks before anybody listens, as a deployment does that has only just started the front.
+        # It asks before anybody listens, as a deployment does that has only just started the proxy.
         await asyncio.sleep(0.1)
         serving = asyncio.create_task(proxy_container.serve(Router(tmp_path / "route.json"), control, 0))
         said = await asking
@@ -87,7 +87,7 @@ def test_a_command_reaches_it_through_the_socket(tmp_path: Path, control: Path) 
         control.unlink(missing_ok=True)
 
 
-def test_a_front_that_never_listens_is_an_error(control: Path) -> None:
-    """After its patience, and not before."""
+def test_a_proxy_that_never_listens_is_an_error(control: Path) -> None:
+    """After the timeout, and not before."""
     with pytest.raises(FileNotFoundError):
-        ask(control, "{}", patience=0)
+        ask(control, "{}", timeout=0)

@@ -1,4 +1,4 @@
-"""The HTTP front: what it passes on, what it refuses, and what a request goes through while backends change."""
+"""The reverse proxy: what it passes on, what it refuses, and what happens to requests while servers change."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from ml_service.common.proxy import Front, Upstream
+from ml_service.common.proxy import Proxy, Upstream
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def backend(handler: Handler) -> AsyncIterator[Upstream]:
+async def server(handler: Handler) -> AsyncIterator[Upstream]:
     """A server that answers everything with ``handler``."""
     application = web.Application(client_max_size=2**30)
     application.router.add_route("*", "/{path:.*}", handler)
@@ -30,9 +30,9 @@ async def backend(handler: Handler) -> AsyncIterator[Upstream]:
 
 
 @asynccontextmanager
-async def front(**options: float) -> AsyncIterator[tuple[Front, str]]:
-    """A front on a free port, and its address."""
-    made = Front(**options)  # type: ignore[arg-type]
+async def proxy(**options: float) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy on a free port, and its address."""
+    made = Proxy(**options)  # type: ignore[arg-type]
     await made.start()
     port = await made.listen("127.0.0.1", 0)
     yield made, f"http://127.0.0.1:{port}"
@@ -72,7 +72,7 @@ def test_a_request_and_its_answer_pass_unchanged() -> None:
 
     async def run() -> None:
         plain = aiohttp.ClientSession(auto_decompress=False)
-        async with backend(handler) as upstream, front() as (made, url), plain as client:
+        async with server(handler) as upstream, proxy() as (made, url), plain as client:
             made.route_to(upstream)
             sent = {"traceparent": "00-1-2-01", "Connection": "X-Private", "X-Private": "hop", "TE": "gzip"}
             address = URL(f"{url}/a%2Fb?q=%20", encoded=True)
@@ -86,13 +86,13 @@ def test_a_request_and_its_answer_pass_unchanged() -> None:
     assert "X-Private" not in seen and "TE" not in seen
 
 
-def test_a_kept_connection_outlives_its_backend() -> None:
-    """The same client connection is answered by one backend, then by the next."""
+def test_a_kept_connection_outlives_its_server() -> None:
+    """The same client connection is answered by one server, then by the next."""
 
     async def run() -> list[str]:
         answers = []
         connector = aiohttp.TCPConnector(limit=1)
-        async with backend(says("old")) as old, backend(says("new")) as new, front() as (made, url):
+        async with server(says("old")) as old, server(says("new")) as new, proxy() as (made, url):
             async with aiohttp.ClientSession(connector=connector) as client:
                 for upstream in (old, new):
                     made.route_to(upstream)
@@ -104,11 +104,11 @@ def test_a_kept_connection_outlives_its_backend() -> None:
     assert asyncio.run(run()) == ["old", "new"]
 
 
-def test_requests_wait_for_a_backend() -> None:
+def test_requests_wait_for_a_server() -> None:
     """None is there: the request waits, and is answered when one comes."""
 
     async def run() -> str:
-        async with backend(says("here")) as upstream, front() as (made, url), aiohttp.ClientSession() as client:
+        async with server(says("here")) as upstream, proxy() as (made, url), aiohttp.ClientSession() as client:
             asyncio.get_running_loop().call_later(0.3, made.route_to, upstream)
             async with client.get(url) as answer:
                 return await answer.text()
@@ -117,11 +117,11 @@ def test_requests_wait_for_a_backend() -> None:
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_patience_ends(gone: bool) -> None:
+def test_a_request_does_not_wait_for_ever(gone: bool) -> None:
     """None comes, or the one that is known refuses connections: 503 with Retry-After."""
 
     async def run() -> tuple[int, str]:
-        async with front(patience=0.3) as (made, url), aiohttp.ClientSession() as client:
+        async with proxy(upstream_timeout=0.3) as (made, url), aiohttp.ClientSession() as client:
             if gone:
                 made.route_to(Upstream("http://127.0.0.1:9"))
             async with client.get(url) as answer:
@@ -131,7 +131,7 @@ def test_patience_ends(gone: bool) -> None:
     assert asyncio.run(run()) == (503, "2")
 
 
-def test_a_backend_that_hangs_up_is_asked_once() -> None:
+def test_a_server_that_hangs_up_is_asked_once() -> None:
     """It had the request, so nobody else gets it: 502."""
     asked: list[str] = []
 
@@ -142,7 +142,7 @@ def test_a_backend_that_hangs_up_is_asked_once() -> None:
         return web.Response()
 
     async def run() -> int:
-        async with backend(hang_up) as upstream, front() as (made, url), aiohttp.ClientSession() as client:
+        async with server(hang_up) as upstream, proxy() as (made, url), aiohttp.ClientSession() as client:
             made.route_to(upstream)
             async with client.post(url, data=b"{}") as answer:
                 return answer.status
@@ -152,10 +152,10 @@ def test_a_backend_that_hangs_up_is_asked_once() -> None:
 
 
 def test_a_body_beyond_the_limit() -> None:
-    """413 names the limit; the backend never sees it."""
+    """413 names the limit; the server never sees it."""
 
     async def run() -> tuple[int, str]:
-        async with front(max_body=1000) as (_, url), aiohttp.ClientSession() as client:
+        async with proxy(max_body=1000) as (_, url), aiohttp.ClientSession() as client:
             async with client.post(url, data=b"x" * 1001) as answer:
                 return answer.status, (await answer.json())["error"]["message"]
 
@@ -163,7 +163,7 @@ def test_a_body_beyond_the_limit() -> None:
 
 
 def test_draining_counts_what_is_in_flight() -> None:
-    """A backend is drained when its last request is answered, and not before."""
+    """A server is drained when its last request is answered, and not before."""
 
     async def run() -> None:
         release = asyncio.Event()
@@ -172,7 +172,7 @@ def test_draining_counts_what_is_in_flight() -> None:
             await release.wait()
             return web.Response(text="done")
 
-        async with backend(slow) as upstream, front() as (made, url), aiohttp.ClientSession() as client:
+        async with server(slow) as upstream, proxy() as (made, url), aiohttp.ClientSession() as client:
             made.route_to(upstream)
             asking = asyncio.create_task(client.get(url))
             while not upstream.in_flight:
@@ -189,7 +189,7 @@ def test_ports_come_and_go() -> None:
     """Two ports answer at once; one that is given up refuses; a taken one raises and changes nothing."""
 
     async def run() -> None:
-        async with backend(says("here")) as upstream, front() as (made, first), aiohttp.ClientSession() as client:
+        async with server(says("here")) as upstream, proxy() as (made, first), aiohttp.ClientSession() as client:
             made.route_to(upstream)
             with pytest.raises(OSError, match="in use"):
                 await made.listen("127.0.0.1", int(first.rpartition(":")[2]))
@@ -204,10 +204,10 @@ def test_ports_come_and_go() -> None:
 
 
 def test_closing_refuses_what_waits() -> None:
-    """A request that waits for a backend gets 503 when the front goes, and not silence."""
+    """A request that waits for a server gets 503 when the proxy closes, and not silence."""
 
     async def run() -> int:
-        async with front(patience=60) as (made, url), aiohttp.ClientSession() as client:
+        async with proxy(upstream_timeout=60) as (made, url), aiohttp.ClientSession() as client:
             asking = asyncio.create_task(client.get(url))
             await asyncio.sleep(0.3)
             await made.close()

@@ -1,0 +1,110 @@
+"""Read what the local target holds: status, endpoint, keys and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ml_service.common import keys as key_file
+from ml_service.common.errors import nothing_deployed
+from ml_service.ports import Endpoint, Keys, Status
+from ml_service.targets.local.state import LOOPBACK, Paths, State, Version
+from ml_service.targets.local.supervisor_client import SupervisorClient, SupervisorGone
+
+_TARGET_NAME = "local"
+
+_STOPPED = "stopped: its supervisor does not run; inv deploy --target local starts it again"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The target at one moment. ``trouble`` says why it does not serve, and is empty when it does."""
+
+    state: State
+    trouble: str
+
+
+class Reader:
+    """Answers questions about the target and changes nothing."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+
+    def read(self) -> Snapshot:
+        """Return the deployed versions and, if nothing serves, the reason.
+
+        The supervisor knows both. If it is not running, its state file has the versions.
+
+        Raises:
+            IntegrityError: the state file is damaged.
+        """
+        with suppress(SupervisorGone), SupervisorClient(self._paths.control) as client:
+            answer = client.ask("status")
+            return Snapshot(State.of(answer["state"], self._paths.state), answer["trouble"])
+        return Snapshot(State.load(self._paths.state), _STOPPED)
+
+    def status(self) -> Status | None:
+        """Return the status that the port promises, or None when nothing is deployed."""
+        snapshot = self.read()
+        state, current = snapshot.state, snapshot.state.current
+        if current is None:
+            return None
+        return Status(
+            target=_TARGET_NAME,
+            url=_url(state.port),
+            model=dict(current.model),
+            build_id=current.build_id,
+            package=str(self._paths.package(current.package_sha256)),
+            package_sha256=current.package_sha256,
+            image_digest=None,
+            since=current.since,
+            previous=dict(state.previous.model) if state.previous else None,
+            state=snapshot.trouble or "serving",
+        )
+
+    def endpoint(self) -> Endpoint:
+        """Return the public address, with a key where the version that serves asks for one.
+
+        Raises:
+            UsageError: nothing is deployed.
+        """
+        state = self.read().state
+        if state.current is None:
+            raise nothing_deployed(_TARGET_NAME)
+        return Endpoint(_url(state.port), self.key(state.current))
+
+    def keys(self) -> Keys:
+        """Return the two keys.
+
+        Raises:
+            UsageError: nothing is deployed.
+            IntegrityError: the file of the keys is damaged.
+        """
+        if self.read().state.current is None:
+            raise nothing_deployed(_TARGET_NAME)
+        return self._read_keys()
+
+    def key(self, version: Version) -> str:
+        """Return a key that opens ``version``; empty when it runs with ``SCORING_AUTH=off``."""
+        is_open = version.options.get("SCORING_AUTH", "").lower() in ("off", "false", "no", "0")
+        return "" if is_open else self._read_keys().primary
+
+    def _read_keys(self) -> Keys:
+        return key_file.read(self._paths.keys, "run: inv undeploy --target local")
+
+    def logs(self, lines: int) -> Sequence[str]:
+        """Return the last ``lines`` lines of the log and of the files that it was rotated to, oldest first."""
+        if lines <= 0:
+            return []
+        log = self._paths.log
+        rotated = sorted(self._paths.logs.glob(f"{log.name}.*"), key=lambda path: int(path.suffix[1:]))
+        newest: list[str] = []
+        for path in [log, *rotated]:
+            if len(newest) < lines and path.exists():
+                newest = path.read_text(encoding="utf-8", errors="replace").splitlines() + newest
+        return newest[-lines:]
+
+
+def _url(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
