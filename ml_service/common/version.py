@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from ml_service.config import Settings
+from ml_service.config.scoring import server_options
 from ml_service.errors import UsageError
 from ml_service.ports import Release
-
-_OWN_OPTIONS = ("SCORING_HOST", "SCORING_PORT", "SCORING_SOCKET")
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,5 @@ class Version:
 
 
 def scoring_options(settings: Settings) -> dict[str, str]:
-    """How the scoring server is to run. Never a key."""
-    env = settings.env
-    ours = (name for name in env if name.startswith("SCORING_") and "KEY" not in name)
-    chosen = {name: env[name] for name in ours if name not in _OWN_OPTIONS and env[name]}
-    return {**chosen, "SCORING_WORKERS": str(settings.local_target.workers), "SCORING_HOST": "0.0.0.0"}
+    """Return how the scoring server is to run, for every address that it may be asked at. Never a key."""
+    return {**server_options(settings.env, settings.scoring), "SCORING_HOST": "0.0.0.0"}

@@ -326,3 +326,11 @@ def test_settings_that_are_missing_are_named(rig: AciRig) -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError, match="RESOURCE_GROUP: is not set"):
         rig.again(RESOURCE_GROUP="").status()
+
+
+@pytest.mark.parametrize("word", ["off", "OFF"])
+def test_a_server_without_keys_is_asked_without_one(rig: AciRig, release: MakeRelease, word: str) -> None:
+    """The word is read from the version that serves, as its server reads it."""
+    deploy(rig.again(SCORING_AUTH=word), release("1"))
+    endpoint = rig.again().endpoint()
+    assert (endpoint.key, version_at(endpoint)) == ("", "1")

@@ -356,3 +356,11 @@ def test_twenty_thousand_requests_and_none_is_lost(rig: DockerRig, release: Make
     assert traffic.lost == []
     assert traffic.answered >= 20000
     assert set(traffic.versions) == {"1", "2"}
+
+
+@pytest.mark.parametrize("word", ["off", "OFF"])
+def test_a_server_without_keys_is_asked_without_one(rig: DockerRig, release: MakeRelease, word: str) -> None:
+    """The word is read from the version that serves, as its server reads it."""
+    deploy(rig.again(SCORING_AUTH=word), release("1"))
+    endpoint = rig.again().endpoint()
+    assert (endpoint.key, version_at(endpoint)) == ("", "1")

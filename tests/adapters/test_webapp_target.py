@@ -175,3 +175,11 @@ def test_settings_of_others_stay(rig: WebAppRig, release: MakeRelease) -> None:
     rig.emulator.arm.sites[rig.name].slots["staging"].app_settings["THEIRS"] = "kept"
     deploy(rig.target, release("2"))
     assert rig.emulator.arm.sites[rig.name].app_settings["THEIRS"] == "kept"
+
+
+@pytest.mark.parametrize("word", ["off", "OFF"])
+def test_a_server_without_keys_is_asked_without_one(rig: WebAppRig, release: MakeRelease, word: str) -> None:
+    """The word is read from the version that serves, as its server reads it."""
+    deploy(rig.again(SCORING_AUTH=word), release("1"))
+    endpoint = rig.again().endpoint()
+    assert (endpoint.key, version_at(endpoint)) == ("", "1")

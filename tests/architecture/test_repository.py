@@ -21,7 +21,8 @@ data/diabetes.csv
 diabetes_regression/__main__.py diabetes_regression/parameters.json diabetes_regression/project.json
 diabetes_regression/data.py diabetes_regression/train.py diabetes_regression/evaluate.py
 diabetes_regression/register.py diabetes_regression/errors.py
-ml_service/errors.py ml_service/config.py ml_service/ports.py ml_service/workflows/training.py ml_service/package.py
+ml_service/errors.py ml_service/config/__init__.py ml_service/ports.py ml_service/package.py
+ml_service/workflows/training.py
 ml_service/smoke.py ml_service/azure_devops.py ml_service/platforms/local/platform.py ml_service/targets/local/target.py
 scoring/score.py scoring/server.py scoring/scoring_service/worker.py scoring/scoring_service/errors.py
 tests/support/fake_target.py docs/project-contract.md docs/package-format.md docs/adr/README.md

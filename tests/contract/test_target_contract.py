@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 import requests
 
-from ml_service.config import LocalTargetSettings, Settings
+from ml_service.config import LocalSettings, Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Target
 from ml_service.targets import open_target
@@ -56,7 +56,7 @@ class LocalRig:
             root=directory,
             home=directory / "home",
             store=directory / "home" / "store",
-            local_target=LocalTargetSettings(port=0, startup_timeout=30, drain_timeout=30),
+            local=LocalSettings(port=0, startup_timeout=30, drain_timeout=30),
             env=dict(os.environ),
         )
         self.target = self.again()

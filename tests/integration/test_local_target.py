@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import requests
 
-from ml_service.config import LocalTargetSettings, Settings
+from ml_service.config import LocalSettings, Settings
+from ml_service.config.scoring import ScoringSettings
 from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Verify
 from ml_service.smoke import smoke
@@ -49,7 +50,7 @@ class Bench:
             root=directory,
             home=directory / "home",
             store=directory / "home" / "store",
-            local_target=LocalTargetSettings(port=0, startup_timeout=30, drain_timeout=30),
+            local=LocalSettings(port=0, startup_timeout=30, drain_timeout=30),
             env=dict(os.environ),
         )
 
@@ -63,7 +64,7 @@ class Bench:
 
     def change(self, **local: Any) -> None:
         """Other settings of the target from now on."""
-        self.settings = replace(self.settings, local_target=replace(self.settings.local_target, **local))
+        self.settings = replace(self.settings, local=replace(self.settings.local, **local))
 
     def release(self, version: str = "1", fault: str = "") -> Release:
         self._made += 1
@@ -188,13 +189,13 @@ def lose_nothing(bench: Bench, *, requests_at_least: int) -> None:
 DEPLOY_AND_DIE = """
 import os, signal, sys, json
 from pathlib import Path
-from ml_service.config import LocalTargetSettings, Settings
+from ml_service.config import LocalSettings, Settings
 from ml_service.ports import Release
 from ml_service.targets.local.target import LocalTarget
 
 home, release, moment = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-local = LocalTargetSettings(port=0)
-settings = Settings(root=home, home=home, store=home / "store", local_target=local, env=dict(os.environ))
+local = LocalSettings(port=0)
+settings = Settings(root=home, home=home, store=home / "store", local=local, env=dict(os.environ))
 
 def die(here):
     if moment in here:
@@ -385,7 +386,7 @@ class TestBadSurroundings:
         said: list[str] = []
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            monkeypatch.setattr(LocalTargetSettings, "port", port)
+            monkeypatch.setattr(LocalSettings, "port", port)
             bench.change(port=port)
             found = next(finding for finding in bench.target.diagnose() if "port" in finding.subject)
             assert (found.ok, "takes a free one" in found.detail) == (True, True)
@@ -403,7 +404,7 @@ class TestBadSurroundings:
         before = bench.target.endpoint().url
         bench.change(port=free_port())
         bench.deploy(release)
-        assert bench.target.endpoint().url == f"http://127.0.0.1:{bench.settings.local_target.port}"
+        assert bench.target.endpoint().url == f"http://127.0.0.1:{bench.settings.local.port}"
         assert bench.serving == "1"
         with pytest.raises(requests.ConnectionError):
             requests.get(before, timeout=60)
@@ -546,9 +547,10 @@ class TestSecrets:
         assert secret not in environment
         assert "SCORING_LOG=all" in environment
 
-    def test_without_keys_when_asked_for(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("word", ["off", "OFF"])
+    def test_without_keys_when_asked_for(self, bench: Bench, word: str) -> None:
         """SCORING_AUTH=off: the endpoint has no key, and the smoke test expects none."""
-        bench.settings = replace(bench.settings, env={**bench.settings.env, "SCORING_AUTH": "off"})
+        bench.settings = replace(bench.settings, env={**bench.settings.env, "SCORING_AUTH": word})
         release = bench.release("1")
         bench.deploy(release)
         assert bench.target.endpoint().key == ""
@@ -559,7 +561,7 @@ class TestSecrets:
         release = bench.release("2")
         bench.deploy(bench.release("1"))
         bench.deploy(release)
-        bench.change(workers=2)
+        bench.settings = replace(bench.settings, scoring=ScoringSettings(workers=2))
         before = bench.server
         bench.deploy(release)
         assert bench.server != before

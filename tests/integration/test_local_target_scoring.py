@@ -15,7 +15,8 @@ import pytest
 import requests
 
 from ml_service import package
-from ml_service.config import LocalTargetSettings, Settings
+from ml_service.config import LocalSettings, Settings
+from ml_service.config.scoring import ScoringSettings
 from ml_service.ports import ModelVersion, Release, Verify
 from ml_service.smoke import smoke
 from ml_service.targets.local.state import Paths
@@ -54,7 +55,8 @@ def settings(tmp_path: Path) -> Settings:
         root=ROOT,
         home=tmp_path / "home",
         store=tmp_path / "store",
-        local_target=LocalTargetSettings(port=0, workers=2, startup_timeout=60, drain_timeout=30),
+        scoring=ScoringSettings(workers=2),
+        local=LocalSettings(port=0, startup_timeout=60, drain_timeout=30),
         env=dict(os.environ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from ml_service.azure_devops import harmless
@@ -17,14 +18,18 @@ from ml_service.ports import Finding
 # Source: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
 _NAMES = {
     "AML_COMPUTE_CLUSTER_NAME": (
-        "compute_name",
+        "azure.compute_name",
         r"[A-Za-z][A-Za-z0-9-]{0,14}[A-Za-z0-9]",
         "2 to 16 letters, digits, dashes",
     ),
-    "WORKSPACE_NAME": ("workspace_name", r"[A-Za-z0-9][\w-]{2,32}", "3 to 33 letters, digits, dashes, underscores"),
+    "WORKSPACE_NAME": (
+        "azure.workspace_name",
+        r"[A-Za-z0-9][\w-]{2,32}",
+        "3 to 33 letters, digits, dashes, underscores",
+    ),
     "EXPERIMENT_NAME": ("experiment_name", r"|[A-Za-z0-9][\w-]{0,254}", "up to 255 letters, digits, dashes"),
-    "DATASET_NAME": ("dataset_name", r"|[A-Za-z0-9][\w.-]{0,254}", "up to 255 letters, digits, dashes, dots"),
-    "AML_CLUSTER_PRIORITY": ("compute_priority", "lowpriority|dedicated", "lowpriority or dedicated"),
+    "DATASET_NAME": ("azure.dataset_name", r"|[A-Za-z0-9][\w.-]{0,254}", "up to 255 letters, digits, dashes, dots"),
+    "AML_CLUSTER_PRIORITY": ("azure.compute_priority", "lowpriority|dedicated", "lowpriority or dedicated"),
 }
 
 
@@ -64,7 +69,7 @@ def _python() -> Finding:
 def _names(settings: Settings) -> list[Finding]:
     findings = []
     for setting, (attribute, pattern, rule) in _NAMES.items():
-        value = getattr(settings.azure, attribute)
+        value = attrgetter(attribute)(settings)
         if value and not re.fullmatch(pattern, value):
             findings.append(Finding(setting, False, f"{harmless(value)!r} is no name that Azure takes", f"use {rule}"))
     if settings.azure.compute_min_nodes > settings.azure.compute_max_nodes:

@@ -231,7 +231,12 @@ def staged(definition: PipelineDefinition) -> Iterator[Path]:
             next_step="the files changed while they were published: run inv publish again",
         )
         ours = Path(__file__).resolve().parents[2]
-        for path in [*ours.glob("*.py"), ours / "platforms" / "__init__.py", *ours.glob("platforms/azureml_v1/*.py")]:
+        for path in [
+            *ours.glob("*.py"),
+            *ours.glob("config/*.py"),
+            ours / "platforms" / "__init__.py",
+            *ours.glob("platforms/azureml_v1/*.py"),
+        ]:
             _copy(path, folder / "ml_service" / path.relative_to(ours))
         (folder / ENTRY).write_text(_ENTRY)
         record = {"project": definition.project, "files": dict(definition.files), "lock_sha256": definition.lock_sha256}

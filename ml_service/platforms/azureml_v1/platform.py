@@ -87,7 +87,7 @@ class AzureMlPlatform:
 
     @property
     def _experiment(self) -> str:
-        return self._azure.experiment_name or self._settings.project
+        return self._settings.experiment
 
     @property
     def _where(self) -> str:

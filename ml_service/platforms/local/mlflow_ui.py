@@ -87,7 +87,7 @@ def _open_store(settings: Settings) -> None:
     """Create the store where there is none yet, alone: two who migrate one database at once break each other."""
     from ml_service.platforms.local.mlflow_store import MlflowStore
 
-    MlflowStore(settings.tracking_uri, Path(settings.store), settings.azure.experiment_name or settings.project)
+    MlflowStore(settings.tracking_uri, Path(settings.store), settings.experiment)
 
 
 def _refuse_used(port: int) -> None:

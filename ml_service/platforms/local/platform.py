@@ -179,7 +179,7 @@ class LocalPlatform:
 
     @property
     def _experiment(self) -> str:
-        return self._settings.azure.experiment_name or self._settings.project
+        return self._settings.experiment
 
     @property
     def _store(self) -> MlflowStore:

@@ -18,6 +18,7 @@ from ml_service.common import keys as key_file
 from ml_service.common.package_store import PackageStore
 from ml_service.common.version import Version
 from ml_service.config import Settings
+from ml_service.config.scoring import requires_key
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.http_session import session_for
 from ml_service.images import pull_access, signing
@@ -302,8 +303,8 @@ class AciTarget:
 
     def _endpoint(self, group: Any) -> Endpoint:
         main = next(container for container in group.containers if container.name == container_group.MAIN)
-        off = any(one.name == "SCORING_AUTH" and one.value == "off" for one in main.environment_variables)
-        return Endpoint(container_group.url_of(group), "" if off else self._read_keys().primary)
+        options = {variable.name: variable.value or "" for variable in main.environment_variables}
+        return Endpoint(container_group.url_of(group), self._read_keys().primary if requires_key(options) else "")
 
     def _unhealthy(self, name: str, why: str) -> UnhealthyError:
         mask, lines = self._mask(), []

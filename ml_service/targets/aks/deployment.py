@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_service.config import Settings
-from ml_service.errors import ConfigurationError, UsageError
+from ml_service.config.scoring import option, server_options
+from ml_service.errors import UsageError
 from ml_service.ports import Release
 from ml_service.targets.aks.client import Object
 from ml_service.targets.aks.manifests import load
@@ -22,10 +23,8 @@ KEYS_PATH = "/var/run/scoring-keys/keys.json"
 
 STABLE, CANDIDATE, CANARY = "stable", "candidate", "canary"
 
-_OWN_OPTIONS = ("SCORING_HOST", "SCORING_PORT", "SCORING_SOCKET")
-_DRAIN_LEAST = 8.0
-_TIMEOUT_DEFAULT = 30.0
-"""Seconds: what the scoring server has for its last requests, and for any one, where nothing says otherwise."""
+_LONGEST_DRAIN = 3600.0
+"""Seconds: the most that the scoring server takes as SCORING_DRAIN_TIMEOUT."""
 
 
 @dataclass(frozen=True)
@@ -147,28 +146,16 @@ def _values(settings: Settings, version: Version, track: str) -> dict[str, Any]:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """How the scoring server is to run. Never a key: those are in a file of their own."""
-    env, aks = settings.env, settings.aks
-    ours = (name for name in env if name.startswith("SCORING_") and "KEY" not in name)
-    chosen = {name: env[name] for name in ours if name not in _OWN_OPTIONS and env[name]}
+    """Return how the scoring server is to run. Never a key: those are in a file of their own."""
+    options, aks = server_options(settings.env, settings.scoring), settings.aks
     if aks.scoring_timeout_ms:
-        chosen["SCORING_TIMEOUT"] = f"{aks.scoring_timeout_ms / 1000:g}"
+        options["SCORING_TIMEOUT"] = f"{aks.scoring_timeout_ms / 1000:g}"
     if aks.max_concurrent:
-        chosen["SCORING_MAX_QUEUE"] = str(aks.max_concurrent)
-    chosen["SCORING_DRAIN_TIMEOUT"] = f"{_drain(chosen):g}"
-    return {**chosen, "SCORING_WORKERS": str(settings.local_target.workers), "SCORING_KEYS_FILE": KEYS_PATH}
+        options["SCORING_MAX_QUEUE"] = str(aks.max_concurrent)
+    return {**options, "SCORING_DRAIN_TIMEOUT": f"{_drain(options):g}", "SCORING_KEYS_FILE": KEYS_PATH}
 
 
-def _drain(environment: Mapping[str, str]) -> float:
-    """Seconds for the requests that a pod works on when it is told to end: as long as the slowest may take."""
-    timeout = _seconds(environment, "SCORING_TIMEOUT", _TIMEOUT_DEFAULT)
-    return _seconds(environment, "SCORING_DRAIN_TIMEOUT", max(_DRAIN_LEAST, timeout) + 1)
-
-
-def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
-    text = environment.get(name) or str(default)
-    try:
-        return min(float(text), 3600.0)
-    except ValueError:
-        what = f"is not a number: {text!r}"
-        raise ConfigurationError(what, where=name, next_step="use seconds, such as 30") from None
+def _drain(options: Mapping[str, str]) -> float:
+    """Return the seconds that a pod has for its last requests: a second more than the slowest may take, unless set."""
+    drain, timeout = float(option(options, "drain_timeout")), float(option(options, "timeout"))
+    return drain if "SCORING_DRAIN_TIMEOUT" in options else min(max(drain, timeout) + 1, _LONGEST_DRAIN)

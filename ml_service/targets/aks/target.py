@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from ml_service.common import keys as key_file
 from ml_service.common.package_store import PackageStore
 from ml_service.config import Settings
+from ml_service.config.scoring import requires_key
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.images import signing
 from ml_service.ports import Action, Endpoint, Finding, Keys, Plan, Progress, Release, Status, Step, Verify
@@ -519,7 +520,7 @@ class AksTarget:
         }
 
     def _key(self, version: Version) -> str:
-        return "" if version.environment.get("SCORING_AUTH", "").lower() == "off" else self._read_keys().primary
+        return self._read_keys().primary if requires_key(version.environment) else ""
 
     def _read_keys(self) -> Keys:
         secret = self._cluster.get("v1", "Secret", self._secret_name)

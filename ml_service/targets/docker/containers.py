@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_service.config import DockerTargetSettings, Settings
+from ml_service.config import DockerSettings, Settings
 from ml_service.errors import IntegrityError, UnavailableError, UsageError
 from ml_service.images import registry
 from ml_service.images.engine import BUILD_LABEL, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL, find_image
@@ -63,7 +63,7 @@ class Deployment:
     def __init__(self, client: DockerClient, settings: Settings) -> None:
         self._client = client
         self._all_settings = settings
-        self._settings = settings.docker_target
+        self._settings = settings.docker
         self._home = settings.home
 
     @property
@@ -291,7 +291,7 @@ class Deployment:
         return {OWNER_LABEL: self._name, HOME_LABEL: str(self._home), ROLE_LABEL: role}
 
 
-def options_label(settings: DockerTargetSettings, options: Mapping[str, str]) -> str:
+def options_label(settings: DockerSettings, options: Mapping[str, str]) -> str:
     """How a version runs, as one comparable text."""
     return json.dumps({**options, "memory": settings.memory, "cpus": settings.cpus}, sort_keys=True)
 

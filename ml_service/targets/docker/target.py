@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from ml_service.common import keys as key_file
 from ml_service.common.package_store import PackageStore
 from ml_service.config import Settings
+from ml_service.config.scoring import requires_key, server_options
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.images import signing
 from ml_service.images.engine import BUILD_LABEL, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL, engine
@@ -28,7 +30,6 @@ from ml_service.targets.docker.containers import (
 )
 
 _HERE = "target docker"
-_OWN_OPTIONS = ("SCORING_HOST", "SCORING_PORT", "SCORING_SOCKET")
 _LOG_LINES_IN_ERRORS = 15
 _LOG_LINES_KEPT = 5000
 _POLL = 0.1
@@ -45,7 +46,7 @@ class DockerTarget:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._docker = settings.docker_target
+        self._docker = settings.docker
         self._home = settings.home / "targets" / "docker" / self._docker.name
         self._keys_path = self._home / "secrets" / "keys.json"
         self._log_path = self._home / "logs" / "docker.log"
@@ -344,11 +345,7 @@ class DockerTarget:
 
     def _options(self) -> dict[str, str]:
         """How the scoring server is to run. Never a key: those are in a file of their own."""
-        env = self._settings.env
-        ours = (name for name in env if name.startswith("SCORING_") and "KEY" not in name)
-        chosen = (name for name in ours if name not in _OWN_OPTIONS)
-        workers = str(self._settings.local_target.workers)
-        return {**{name: env[name] for name in chosen if env[name]}, "SCORING_WORKERS": workers}
+        return server_options(self._settings.env, self._settings.scoring)
 
     def _url(self) -> str:
         host = "127.0.0.1" if self._docker.bind == "0.0.0.0" else self._docker.bind
@@ -364,8 +361,8 @@ class DockerTarget:
         return key_file.read(self._keys_path, "run: inv undeploy --target docker, then deploy again")
 
     def _key(self, container: Any | None) -> str:
-        options = container.labels.get(OPTIONS_LABEL, "") if container else ""
-        return "" if '"SCORING_AUTH": "off"' in options else self._read_keys().primary
+        options = json.loads(container.labels.get(OPTIONS_LABEL) or "{}") if container else {}
+        return self._read_keys().primary if requires_key(options) else ""
 
     def _masked(self, line: str) -> str:
         if self._keys_path.exists():

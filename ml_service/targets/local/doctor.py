@@ -56,7 +56,7 @@ def _control_socket(directory: Path) -> Finding:
 
 def _port(settings: Settings, snapshot: Snapshot) -> Finding:
     subject, port = "port of the local target", port_for(settings, snapshot.state)
-    if settings.local_target.port == 0:
+    if settings.local.port == 0:
         return Finding(subject, True, "any free one")
     if port == snapshot.state.port and not snapshot.trouble:
         return Finding(subject, True, f"{port}, in use by this target")

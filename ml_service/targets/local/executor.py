@@ -43,7 +43,7 @@ class Executor:
 
     def __init__(self, settings: Settings, paths: Paths, reader: Reader, progress: Progress) -> None:
         self._settings = settings
-        self._local = settings.local_target
+        self._local = settings.local
         self._paths = paths
         self._packages = PackageStore(paths.packages)
         self._reader = reader

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ml_service.common.errors import no_previous_version
 from ml_service.config import Settings
+from ml_service.config.scoring import server_options
 from ml_service.ports import Action, Release, Step
 from ml_service.targets.local.port import is_chosen, port_for
 from ml_service.targets.local.reader import Snapshot
 from ml_service.targets.local.state import LOOPBACK, Paths, State, Version
-
-_OWN_OPTIONS = ("SCORING_HOST", "SCORING_PORT", "SCORING_SOCKET")
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Planner:
 
     def __init__(self, settings: Settings, paths: Paths) -> None:
         self._settings = settings
-        self._local = settings.local_target
+        self._local = settings.local
         self._paths = paths
 
     def steps(self, release: Release, snapshot: Snapshot) -> list[Step]:
@@ -75,11 +73,5 @@ class Planner:
             model={"name": release.model_name, "version": release.model_version},
             build_id=release.build_id,
             package_sha256=release.package_sha256,
-            options=_options(self._settings.env, self._local.workers),
+            options=server_options(self._settings.env, self._settings.scoring),
         )
-
-
-def _options(env: Mapping[str, str], workers: int) -> dict[str, str]:
-    """Return the options of the scoring server. Never a key: those are in a file of their own."""
-    names = (name for name in env if name.startswith("SCORING_") and name not in _OWN_OPTIONS and "KEY" not in name)
-    return {**{name: env[name] for name in names if env[name]}, "SCORING_WORKERS": str(workers)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ml_service.common import keys as key_file
 from ml_service.common.errors import nothing_deployed
+from ml_service.config.scoring import requires_key
 from ml_service.ports import Endpoint, Keys, Status
 from ml_service.targets.local.state import LOOPBACK, Paths, State, Version
 from ml_service.targets.local.supervisor_client import SupervisorClient, SupervisorGone
@@ -87,8 +88,7 @@ class Reader:
 
     def key(self, version: Version) -> str:
         """Return a key that opens ``version``; empty when it runs with ``SCORING_AUTH=off``."""
-        is_open = version.options.get("SCORING_AUTH", "").lower() in ("off", "false", "no", "0")
-        return "" if is_open else self._read_keys().primary
+        return self._read_keys().primary if requires_key(version.options) else ""
 
     def _read_keys(self) -> Keys:
         return key_file.read(self._paths.keys, "run: inv undeploy --target local")

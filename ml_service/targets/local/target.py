@@ -30,7 +30,7 @@ class LocalTarget:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._local = settings.local_target
+        self._local = settings.local
         self._paths = Paths(settings.home)
         self._reader = Reader(self._paths)
         self._planner = Planner(settings, self._paths)

@@ -14,6 +14,7 @@ from ml_service.common import keys as key_file
 from ml_service.common.package_store import PackageStore
 from ml_service.common.version import Version
 from ml_service.config import Settings
+from ml_service.config.scoring import requires_key
 from ml_service.errors import MlopsError, UnhealthyError, UsageError
 from ml_service.http_session import session_for
 from ml_service.images import pull_access, signing
@@ -385,8 +386,7 @@ def _answers(site: Site, version: Version) -> bool:
 
 def _endpoint(site: Site) -> Endpoint:
     keys = site.keys
-    off = site.settings.get("SCORING_AUTH", "").lower() == "off"
-    return Endpoint(site.url, "" if off or keys is None else keys.primary)
+    return Endpoint(site.url, keys.primary if keys and requires_key(site.settings) else "")
 
 
 def _state(site: Site) -> str:

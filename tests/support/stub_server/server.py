@@ -32,7 +32,7 @@ ANSWERED: Counter[int] = Counter()
 
 
 def keys() -> list[str]:
-    if os.environ.get("SCORING_AUTH") == "off":
+    if os.environ.get("SCORING_AUTH", "").lower() == "off":
         return []
     if "SCORING_KEYS_FILE" in os.environ:
         return list(json.loads(Path(os.environ["SCORING_KEYS_FILE"]).read_bytes()).values())

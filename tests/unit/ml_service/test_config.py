@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_service.config import PLATFORMS, LocalTargetSettings, Settings, is_plain
+from ml_service.config import PLATFORMS, LocalSettings, Settings, is_plain
 from ml_service.errors import ConfigurationError, MlopsError, UsageError
 
 FLAGS = ("RUN_EVALUATION", "ALLOW_RUN_CANCEL", "REQUIRE_IMAGE", "CI", "TF_BUILD", "AML_REBUILD_ENVIRONMENT")
@@ -37,7 +37,7 @@ def test_an_empty_environment_is_this_machine(root: Path) -> None:
     assert (settings.platform, settings.project, settings.build_id) == ("local", "diabetes_regression", "")
     assert (settings.home, settings.store) == (root / ".mlops", root / ".mlops" / "store")
     assert (settings.run_evaluation, settings.allow_run_cancel, settings.require_image) == (True, True, False)
-    assert settings.local_target == LocalTargetSettings()
+    assert settings.local == LocalSettings()
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -73,7 +73,7 @@ def test_a_count_that_is_not_whole_or_out_of_range_is_named(root: Path, name: st
 @pytest.mark.parametrize("value", ["", "  ", "$(LOCAL_PORT)"])
 def test_what_a_pipeline_leaves_unset_is_unset(root: Path, value: str) -> None:
     """Azure Pipelines passes an undefined variable as its macro, or empty."""
-    assert Settings.from_env({"LOCAL_PORT": value}, root).local_target.port == 8080
+    assert Settings.from_env({"LOCAL_PORT": value}, root).local.port == 8080
 
 
 def test_an_unknown_platform_is_an_error_that_lists_the_known(root: Path) -> None:

@@ -305,8 +305,24 @@ class TestEndOfAPod:
 
     def test_what_is_no_number_is_said_before_a_pod_says_it(self, world: World) -> None:
         """It names the setting."""
-        with pytest.raises(ConfigurationError, match="SCORING_TIMEOUT: is not a number: 'soon'"):
+        refusal = "SCORING_TIMEOUT: invalid value 'soon': expected a number from 0.01 to 3600"
+        with pytest.raises(ConfigurationError, match=refusal):
             world.steps(world.release("1"), SCORING_TIMEOUT="soon")
+
+
+class TestWithoutKeys:
+    """A server that answers without a key is asked without one."""
+
+    @pytest.mark.parametrize("word", ["off", "OFF", "Off"])
+    def test_the_endpoint_has_no_key(self, world: World, word: str) -> None:
+        """The word is read from the version that serves, whatever the task's own environment says."""
+        world.deploy(world.release("1"), SCORING_AUTH=word)
+        assert world.target().endpoint().key == ""
+
+    def test_it_has_one_otherwise(self, world: World) -> None:
+        """Also when the task's own environment turns keys off."""
+        world.deploy(world.release("1"))
+        assert world.target(SCORING_AUTH="off").endpoint().key == world.target().keys().primary
 
 
 class TestRights:

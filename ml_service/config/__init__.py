@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ml_service.config.fields import read as read_section
+from ml_service.config.scoring import ScoringSettings
 from ml_service.errors import ConfigurationError, UsageError
 
 PLATFORMS = ("local", "azureml")
@@ -30,7 +32,6 @@ class AzureSettings:
     location: str = ""
     sp_app_id: str = ""
     sp_app_secret: str = field(default="", repr=False)
-    experiment_name: str = ""
     dataset_name: str = ""
     dataset_version: str = "latest"
     datastore_name: str = ""
@@ -46,11 +47,10 @@ class AzureSettings:
 
 
 @dataclass(frozen=True)
-class LocalTargetSettings:
+class LocalSettings:
     """The endpoint on this machine. Port 0 asks the system for a free one."""
 
     port: int = 8080
-    workers: int = 1
     startup_timeout: float = 60.0
     drain_timeout: float = 30.0
 
@@ -78,7 +78,7 @@ class ImageSettings:
 
 
 @dataclass(frozen=True)
-class DockerTargetSettings:
+class DockerSettings:
     """The endpoint on a container engine. ``memory`` is in MB, ``cpus`` in cores, timeouts are in seconds.
 
     ``name`` names everything that the target makes on the engine, so that several deployments can stand side by side.
@@ -194,9 +194,11 @@ class Settings:
     smoke_timeout: float = 60.0
     is_ci: bool = False
     azure_pipelines: bool = False
-    local_target: LocalTargetSettings = LocalTargetSettings()
+    experiment_name: str = ""
+    scoring: ScoringSettings = ScoringSettings()
+    local: LocalSettings = LocalSettings()
     image: ImageSettings = ImageSettings()
-    docker_target: DockerTargetSettings = DockerTargetSettings()
+    docker: DockerSettings = DockerSettings()
     aks: AksSettings = AksSettings()
     aci: AciSettings = AciSettings()
     webapp: WebAppSettings = WebAppSettings()
@@ -247,9 +249,10 @@ class Settings:
             smoke_timeout=read.number("SMOKE_TIMEOUT", 60.0, least=1),
             is_ci=read.flag("CI", False) or read.flag("TF_BUILD", False),
             azure_pipelines=read.flag("TF_BUILD", False),
-            local_target=LocalTargetSettings(
+            experiment_name=read.text("EXPERIMENT_NAME"),
+            scoring=read_section(ScoringSettings, env),
+            local=LocalSettings(
                 port=read.whole("LOCAL_PORT", 8080, least=0, most=65535),
-                workers=read.whole("SCORING_WORKERS", 1, least=1, most=64),
                 startup_timeout=read.number("LOCAL_STARTUP_TIMEOUT", 60.0, least=1),
                 drain_timeout=read.number("LOCAL_DRAIN_TIMEOUT", 30.0, least=0),
             ),
@@ -264,7 +267,7 @@ class Settings:
                 pull_username=read.text("IMAGE_PULL_USERNAME"),
                 pull_password=read.text("IMAGE_PULL_PASSWORD"),
             ),
-            docker_target=_docker_target(read, chosen_project),
+            docker=_docker_target(read, chosen_project),
             aks=_aks(read, chosen_project),
             aci=_aci(read, chosen_project, root),
             webapp=_webapp(read, chosen_project),
@@ -273,6 +276,11 @@ class Settings:
         )
         settings._check()
         return settings
+
+    @property
+    def experiment(self) -> str:
+        """The name that groups this project's runs."""
+        return self.experiment_name or self.project
 
     def _check(self) -> None:
         if self.platform not in PLATFORMS:
@@ -318,9 +326,9 @@ def is_plain(name: str) -> bool:
     return allowed and name[:1].isalnum() and len(name) <= 64
 
 
-def _docker_target(read: _Reader, project: str) -> DockerTargetSettings:
-    default = DockerTargetSettings()
-    return DockerTargetSettings(
+def _docker_target(read: _Reader, project: str) -> DockerSettings:
+    default = DockerSettings()
+    return DockerSettings(
         name=read.text("DOCKER_NAME", project.replace("_", "-")),
         port=read.whole("DOCKER_PORT", default.port, least=1, most=65535),
         bind=read.text("DOCKER_BIND", default.bind),
@@ -443,7 +451,6 @@ def _azure(read: _Reader) -> AzureSettings:
         location=read.text("LOCATION"),
         sp_app_id=read.text("SP_APP_ID"),
         sp_app_secret=read.text("SP_APP_SECRET"),
-        experiment_name=read.text("EXPERIMENT_NAME"),
         dataset_name=read.text("DATASET_NAME"),
         dataset_version=read.text("DATASET_VERSION", default.dataset_version),
         datastore_name=read.text("DATASTORE_NAME"),
