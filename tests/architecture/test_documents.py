@@ -13,6 +13,9 @@ DOCS = ROOT / "docs"
 LONGEST_LINE = 140
 """Columns of a line of Markdown; tables and commands are as long as they are."""
 
+LONGEST_README = 120
+"""Lines."""
+
 UNWRAPPED = {"scoring.md"}
 
 
@@ -84,3 +87,14 @@ def test_lines_wrap() -> None:
             if len(line) > LONGEST_LINE and not fenced and not line.startswith("|"):
                 long.append(f"{path.relative_to(ROOT)}:{number}")
     assert long == []
+
+
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    """What is added there takes the place of something; the rest belongs to docs/."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST_README
+
+
+def test_every_picture_is_shown() -> None:
+    """A picture that no document shows says what nobody checks."""
+    pages = "".join(path.read_text(encoding="utf-8") for path in repository_files() if path.suffix == ".md")
+    assert [path.name for path in sorted((DOCS / "images").iterdir()) if f"images/{path.name})" not in pages] == []

@@ -29,13 +29,21 @@ class Laptop:
 
     def inv(self, *arguments: str, code: int = 0, **variables: str) -> str:
         """Run a task; returns what it printed."""
+        done = self._run([sys.executable, "-m", "invoke", *arguments], variables)
+        assert done.returncode == code, f"{arguments}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def shell(self, command: str) -> str:
+        """Run a line of a shell; return its standard output."""
+        done = self._run(["bash", "-euo", "pipefail", "-c", command], {})
+        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def _run(self, command: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         ours = ("MLOPS_", "BUILD_", "MLFLOW_", "SCORING_")
         env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         env |= {"LOCAL_PORT": "0", "CI": "", "TF_BUILD": "", **variables}
-        command = [sys.executable, "-m", "invoke", *arguments]
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=240)
-        assert done.returncode == code, f"{arguments}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
+        return subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=240)
 
     def build(self, build_id: str, alpha: float) -> str:
         """Publish, train and check one build; returns what check-model printed."""
@@ -95,10 +103,16 @@ def test_a_better_model_takes_over_and_a_worse_one_does_not(laptop: Laptop) -> N
 
 
 def test_the_service_answers_what_the_readme_says(laptop: Laptop) -> None:
-    """The question and the answer that stand there, for the parameters of this repository."""
-    text = (ROOT / "README.md").read_text()
-    question, answer = re.search(r"-d '(.*)'\n(\{.*\})", text).groups()  # type: ignore[union-attr]
-    assert laptop.ask(json.loads(question)).json()["result"] == pytest.approx(json.loads(answer)["result"], rel=1e-9)
+    """The command as it stands there, key and all, and its answer for the parameters of this repository."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- commands ask -->\n```\n(.*?)```\n\nIt answers `(.*?)`", text, re.DOTALL)
+    assert block is not None
+    command, answer = block.groups()
+    here = {".venv/bin/inv": f"'{sys.executable}' -m invoke", "http://127.0.0.1:8080": laptop.status()["url"]}
+    for name, value in here.items():
+        assert name in command
+        command = command.replace(name, value)
+    assert json.loads(laptop.shell(command))["result"] == pytest.approx(json.loads(answer)["result"], rel=1e-9)
 
 
 def test_there_is_a_way_back(laptop: Laptop) -> None:
