@@ -9,7 +9,7 @@ from ml_service.ports import Keys, Status
 
 
 def status_json(status: Status | None) -> str:
-    """The status as design.md fixes it; ``null`` when nothing is deployed."""
+    """Return the status with the fields that docs/commands.md promises; ``null`` when nothing is deployed."""
     if status is None:
         return "null"
     fields = asdict(status)

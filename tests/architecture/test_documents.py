@@ -18,6 +18,11 @@ LONGEST_README = 120
 
 UNWRAPPED = {"scoring.md"}
 
+TOP = "benchmarks|data|diabetes_regression|docs|emulators|ml_service|requirements|scoring|tests|tools"
+OUR_PATH = re.compile(rf"`((?:{TOP})/[\w./*-]+)[`:]")
+WITH_OTHER_PATHS = {"CHANGELOG.md", "add-a-target.md"}
+"""The one speaks of the past, the other of a target that is only an example."""
+
 
 def text(name: str) -> str:
     """Return a document of docs/."""
@@ -58,6 +63,17 @@ def test_the_reference_of_the_commands_is_what_the_tasks_say() -> None:
     command = [sys.executable, "-m", "tools.commands_reference", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_paths_in_the_documents_exist() -> None:
+    """A file or folder that a document names is there, also after a move."""
+    pages = (path for path in repository_files() if path.suffix == ".md" and path.name not in WITH_OTHER_PATHS)
+    missing = []
+    for page in pages:
+        for path in OUR_PATH.findall(page.read_text(encoding="utf-8")):
+            if not list(ROOT.glob(path.rstrip("/"))) and path != "scoring/requirements.txt":  # of the package
+                missing.append(f"{page.relative_to(ROOT)}: {path}")
+    assert missing == []
 
 
 def test_links_to_a_section_lead_to_a_heading() -> None:

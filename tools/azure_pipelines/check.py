@@ -26,7 +26,7 @@ OUTPUTS: Mapping[str, frozenset[str]] = {
     "build-image": frozenset({"image"}),
     "deploy": frozenset({"scoring_url"}),
 }
-"""The output variables of the tasks, as design and README name them."""
+"""The output variables of the tasks, as docs/commands.md names them."""
 
 GROUP = frozenset(
     """BASE_NAME LOCATION RESOURCE_GROUP WORKSPACE_NAME AZURE_RM_SVC_CONNECTION WORKSPACE_SVC_CONNECTION
