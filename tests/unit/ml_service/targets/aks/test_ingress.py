@@ -175,7 +175,7 @@ class TestSettings:
     @pytest.mark.parametrize("value", ["a/b/c", "../x", "Public", "a b", "/x", "x/"])
     def test_what_names_no_gateway_is_refused(self, world: World, value: str) -> None:
         """It becomes part of a path."""
-        with pytest.raises(ConfigurationError, match="names no Gateway"):
+        with pytest.raises(ConfigurationError, match="expected NAMESPACE/NAME, NAME or mesh"):
             world.settings(**at_gateway(value))
 
     @pytest.mark.parametrize(
