@@ -25,7 +25,6 @@ NOT_YET = {
     "ml_service",
     "ml_service/azure",
     "ml_service/common",
-    "ml_service/config",
     "ml_service/images",
     "ml_service/platforms/azureml_v1",
     "ml_service/platforms/local",
