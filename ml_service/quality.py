@@ -33,7 +33,7 @@ _NOTHING_TO_RUN = 5
 _QUICK_FLOOR = 60
 """Per cent that the quick tests cover at least; the floor of all tests is in pyproject.toml."""
 
-_REFERENCES = ("tools/commands_reference.py",)
+_REFERENCES = ("tools/commands_reference.py", "tools/settings_reference.py")
 """Each writes the documents that it generates from code, or with --check compares them."""
 
 _NEED_A_SERVICE = (

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
 
-_SETTING = re.compile(r"^#? ?([A-Z][A-Z0-9_]+)=", re.MULTILINE)
+from ml_service.config import SECTIONS, CoreSettings
+from ml_service.config.fields import declared
 
 _OF_THE_MACHINE = frozenset(("KUBECONFIG", "DOCKER_HOST", "PIP_INDEX_URL", "IMAGE_BUILD_NETWORK"))
 """What tests of containers and clusters need to find them."""
@@ -16,7 +15,7 @@ _OF_THE_PIPELINE = ("CI", "TF_BUILD", "MLOPS_OUTPUTS")
 
 def settings() -> set[str]:
     """Every setting that there is."""
-    return set(_SETTING.findall((Path(__file__).parents[1] / ".env.example").read_text(encoding="utf-8")))
+    return {setting.name for section in (CoreSettings, *SECTIONS.values()) for setting in declared(section).values()}
 
 
 for name in (settings() - _OF_THE_MACHINE).union(_OF_THE_PIPELINE):
