@@ -187,6 +187,7 @@ def described(group: Any) -> dict[str, Any]:
         "ports": [port.port for port in group.ip_address.ports],
         "environment": {one.name: one.value for one in main.environment_variables if not one.name.endswith("_KEY")},
         "restart_policy": group.restart_policy,
+        "startup_seconds": main.liveness_probe.initial_delay_seconds if main.liveness_probe else 0,
         "pulls_as": [one.identity or one.username for one in group.image_registry_credentials or []],
         "log_workspace": log.workspace_id if log else "",
         "keys": tags.get(KEYS_VERSION, ""),
