@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_service.errors import MlopsError, UnhealthyError
 from ml_service.ports import Endpoint, Verify
+
+if TYPE_CHECKING:
+    import requests
 
 
 def verify_candidate(
@@ -28,3 +33,12 @@ def verify_candidate(
             raise
         reason = error.what if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
         raise unhealthy(reason) from error
+
+
+def is_ready(session: requests.Session, url: str) -> bool:
+    """Return whether ``/health/ready`` at ``url`` answers 200 now."""
+    import requests
+
+    with suppress(requests.RequestException):
+        return session.get(f"{url}/health/ready", timeout=5).status_code == 200
+    return False

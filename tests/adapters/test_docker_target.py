@@ -62,7 +62,7 @@ def test_a_version_runs_without_rights(rig: DockerRig, release: MakeRelease) -> 
         assert keys.primary not in str(container.attrs) and keys.secondary not in str(container.attrs)
 
 
-def test_only_the_front_is_reachable_from_elsewhere_and_only_where_it_is_asked_to_be(
+def test_only_the_proxy_is_reachable_from_elsewhere_and_only_where_it_is_asked_to_be(
     rig: DockerRig, release: MakeRelease
 ) -> None:
     """Every published port is on loopback."""
@@ -85,11 +85,11 @@ def test_a_version_whose_process_is_killed_comes_back(rig: DockerRig, release: M
     assert version_at(endpoint) == "1"
 
 
-def test_a_front_that_is_killed_comes_back_with_its_route(rig: DockerRig, release: MakeRelease) -> None:
-    """The route is in a volume, so the front that the engine starts again knows what serves."""
+def test_a_proxy_that_is_killed_comes_back_with_its_route(rig: DockerRig, release: MakeRelease) -> None:
+    """The route is in a volume, so the proxy that the engine starts again knows what serves."""
     deploy(rig.target, release("1"))
-    front = next(c for c in rig.containers() if c.name.endswith("-front"))
-    front.exec_run(["python", "-c", "import os, signal; os.kill(-1, signal.SIGKILL)"])
+    proxy = next(c for c in rig.containers() if c.name.endswith("-front"))
+    proxy.exec_run(["python", "-c", "import os, signal; os.kill(-1, signal.SIGKILL)"])
 
     def answers() -> bool:
         try:
@@ -100,7 +100,7 @@ def test_a_front_that_is_killed_comes_back_with_its_route(rig: DockerRig, releas
     wait_until(answers)
 
 
-@pytest.mark.parametrize("moment", ["questioned", "switched"])
+@pytest.mark.parametrize("moment", ["verifying", "switched"])
 def test_a_deployment_that_is_killed(rig: DockerRig, release: MakeRelease, tmp_path: Path, moment: str) -> None:
     """``kill -9`` at any moment: one of the two versions serves, whole, and the next deployment works and tidies up."""
     first, second, third = release("1"), release("2"), release("3")
@@ -113,7 +113,7 @@ def test_a_deployment_that_is_killed(rig: DockerRig, release: MakeRelease, tmp_p
     process.wait()
     status = rig.again().status()
     assert status is not None
-    assert status.model["version"] == {"questioned": "1", "switched": "2"}[moment]
+    assert status.model["version"] == {"verifying": "1", "switched": "2"}[moment]
     assert version_at(rig.target.endpoint()) == status.model["version"]
     deploy(rig.again(), third)
     assert version_at(rig.target.endpoint()) == "3"
@@ -134,7 +134,7 @@ def stay(where):
         time.sleep(600)
 release = Release(Path({str(release.package)!r}), {release.package_sha256!r}, "toy", {release.model_version!r}, "b")
 target = DockerTarget(settings_for(Path({str(rig.home)!r}), **{rig.variables!r}))
-target.apply(target.plan(release), lambda endpoint, package: stay("questioned"),
+target.apply(target.plan(release), lambda endpoint, package: stay("verifying"),
              lambda line: stay("switched") if "has the traffic" in line else None)
 """
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -187,7 +187,7 @@ def test_ctrl_c_before_the_switch(rig: DockerRig, release: MakeRelease, moment: 
     assert [c.status for c in rig.containers()] == ["running", "running"]
 
 
-def test_ctrl_c_while_the_front_is_told_to_switch(
+def test_ctrl_c_while_the_proxy_is_told_to_switch(
     rig: DockerRig, release: MakeRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command goes on without who gave it: it has ended before anybody decides which version is not needed."""
@@ -211,9 +211,9 @@ def test_ctrl_c_while_the_front_is_told_to_switch(
 def test_a_model_that_never_gets_ready(rig: DockerRig, release: MakeRelease) -> None:
     """After the time it was given: exit code 6, its last lines, and the version before serves."""
     deploy(rig.target, release("1"))
-    impatient = rig.again(DOCKER_STARTUP_TIMEOUT="2")
+    hurried = rig.again(DOCKER_STARTUP_TIMEOUT="2")
     with pytest.raises(UnhealthyError, match=r"(?s)was not ready after 2 s.*starting"):
-        deploy(impatient, release("2", "never-ready"))
+        deploy(hurried, release("2", "never-ready"))
     assert version_at(rig.target.endpoint()) == "1"
 
 
@@ -221,7 +221,7 @@ def test_a_port_in_use(rig: DockerRig, release: MakeRelease) -> None:
     """Exit code 5, naming the port; nothing is left behind, and the deployment works once it is free."""
     first, port = release("1"), int(rig.variables["DOCKER_PORT"])
     with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port}.*cannot be had"):
+        with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port}.*is not available"):
             deploy(rig.target, first)
     assert rig.target.status() is None
     assert [c.status for c in rig.containers()] == []
@@ -295,7 +295,7 @@ def test_a_container_removed_by_hand(rig: DockerRig, release: MakeRelease) -> No
     assert version_at(rig.target.endpoint()) == "1"
 
 
-def test_a_front_removed_by_hand(rig: DockerRig, release: MakeRelease) -> None:
+def test_a_proxy_removed_by_hand(rig: DockerRig, release: MakeRelease) -> None:
     """Nothing serves any more, status says so, and the next deployment starts afresh."""
     deploy(rig.target, release("1"))
     next(c for c in rig.containers() if c.name.endswith("-front")).remove(force=True)
@@ -305,7 +305,7 @@ def test_a_front_removed_by_hand(rig: DockerRig, release: MakeRelease) -> None:
     assert sorted(c.status for c in rig.containers()) == ["running", "running"]
 
 
-def test_another_home_is_told_whose_it_is(rig: DockerRig, release: MakeRelease, tmp_path: Path) -> None:
+def test_another_home_is_refused(rig: DockerRig, release: MakeRelease, tmp_path: Path) -> None:
     """Keys and the lock belong to one MLOPS_HOME; a second one must not act on the same containers."""
     deploy(rig.target, release("1"))
     foreign = DockerTarget(settings_for(tmp_path / "elsewhere", **rig.variables))

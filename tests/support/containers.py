@@ -151,7 +151,7 @@ class DockerRig:
         return release
 
     def containers(self) -> list[Any]:
-        """What the deployment has on the engine, the front included."""
+        """The containers of the deployment on the engine, the proxy included."""
         return list(self.client.containers.list(all=True, filters={"label": f"mlops.target={self.name}"}))
 
     def close(self) -> None:

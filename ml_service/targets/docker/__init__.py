@@ -1,1 +1,1 @@
-"""A container engine."""
+"""The target on a container engine."""

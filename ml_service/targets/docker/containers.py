@@ -1,4 +1,11 @@
-"""What the docker target keeps on the engine: the front, its network and volume, and one container for each version."""
+"""What the docker target keeps on the engine: the proxy, its network and volume, and a container for each version.
+
+The proxy owns the public port. Its volume holds ``route.json``, the only record of what serves: a switch is one
+replaced file and one pointer in the proxy, made by one command that the engine runs inside the proxy's container. The
+command names the version that it expects to replace, so of two deployments one is refused. The task may die at any
+moment: the route names a version that is up and verified, and containers that the route does not name are orphans,
+which the next deployment removes. See ADR 0041.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +14,8 @@ import json
 import secrets
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ml_service.config import DockerSettings, Settings
 from ml_service.errors import IntegrityError, UnavailableError, UsageError
 from ml_service.images import registry
-from ml_service.images.engine import BUILD_LABEL, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL, find_image
+from ml_service.images.engine import BUILD_LABEL, MODEL_LABEL, PACKAGE_LABEL, VERSION_LABEL, engine, find_image
 from ml_service.ports import Progress, Release
 
 if TYPE_CHECKING:
@@ -30,9 +37,9 @@ DIGEST_LABEL = "mlops.image-digest"
 
 PORT = "8080/tcp"
 KEYS = "/run/secrets/keys.json"
-CONTROL = ["python", "-m", "ml_service.targets.docker.proxy_container", "ask"]
-_COMMAND_PATIENCE = 10.0
-"""Seconds that a command of an interrupted task may still take in the front."""
+_COMMAND_TIMEOUT = 10.0
+"""Seconds that a command of an interrupted task may still take in the proxy."""
+RESTARTING: Any = {"Name": "unless-stopped"}
 _HARDENED: Mapping[str, Any] = {
     "read_only": True,
     "cap_drop": ["ALL"],
@@ -44,17 +51,23 @@ _HARDENED: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class View:
-    """What is on the engine now. ``current`` and ``previous`` are ``{"container", "since"}`` or None."""
+class Snapshot:
+    """The engine at one moment. ``current`` and ``previous`` are ``{"container", "since"}`` or None."""
 
-    front: Any | None
+    proxy: Any | None
     current: Mapping[str, str] | None
     previous: Mapping[str, str] | None
     containers: Mapping[str, Any]
 
     def container(self, entry: Mapping[str, str] | None) -> Any | None:
-        """The container that ``entry`` names, if it is still there."""
+        """Return the container that ``entry`` names, or None if it is gone."""
         return self.containers.get(entry["container"]) if entry else None
+
+    @property
+    def orphans(self) -> list[Any]:
+        """Containers that the route does not name: a deployment that was killed left them."""
+        named = {entry["container"] for entry in (self.current, self.previous) if entry}
+        return [container for name, container in sorted(self.containers.items()) if name not in named]
 
 
 class Deployment:
@@ -70,18 +83,18 @@ class Deployment:
     def _name(self) -> str:
         return self._settings.name
 
-    def look(self) -> View:
-        """Read what is there.
+    def read(self) -> Snapshot:
+        """Return what is on the engine.
 
         Raises:
             UsageError: it belongs to another MLOPS_HOME.
         """
-        found: dict[str, Any] = {str(container.name): container for container in self._containers()}
-        front = found.pop(f"{self._name}-front", None)
-        for container in (*found.values(), *([front] if front else [])):
+        containers: dict[str, Any] = {str(container.name): container for container in self._containers()}
+        for container in containers.values():
             self._refuse_foreign(container)
-        route = _route(front)
-        return View(front, route["current"], route["previous"], found)
+        proxy = containers.pop(f"{self._name}-front", None)
+        route = _route(proxy)
+        return Snapshot(proxy, route["current"], route["previous"], containers)
 
     def _containers(self) -> list[Any]:
         return list(self._client.containers.list(all=True, filters={"label": f"{OWNER_LABEL}={self._name}"}))
@@ -96,7 +109,7 @@ class Deployment:
             )
 
     def image_of(self, release: Release, progress: Progress, *, pull: bool) -> Any:
-        """The image of the release, which must carry its package hash; with ``pull`` the registry is asked, too.
+        """Return the image of the release, which must carry its package hash; with ``pull``, pull a missing one.
 
         A release with a digest is that image and no other; None when only the registry may have it. One without, never
         pushed, is the image of its package on this engine.
@@ -152,7 +165,7 @@ class Deployment:
             ) from None
 
     def create(self, release: Release, image: Any, options: Mapping[str, str], keys: Path) -> Any:
-        """A container of the release, not started. It restarts by itself only once it serves."""
+        """Create a container of the release, and do not start it. The engine restarts it only once it serves."""
         settings = self._settings
         return self._client.containers.create(
             image.id,
@@ -176,27 +189,32 @@ class Deployment:
             **_HARDENED,
         )
 
-    def ensure_front(self, view: View, image: str) -> Any:
-        """A running front; one that is there already is kept, since replacing it would close connections."""
+    def run_proxy(self, existing: Any | None, image: str) -> Any:
+        """Return a running proxy: ``existing``, since replacing it would close connections, or a new one of ``image``.
+
+        Raises:
+            UnavailableError: its port is in use.
+            UsageError: it owns another port than the settings name.
+        """
         import docker
 
-        front = view.front or self._create_front(image)
-        self._refuse_moved(front)
+        proxy = existing or self._create_proxy(image)
+        self._refuse_moved(proxy)
         try:
-            front.start()
+            proxy.start()
         except docker.errors.APIError as error:
-            if view.front is None:
-                front.remove(force=True)
+            if existing is None:
+                proxy.remove(force=True)
             raise UnavailableError(
-                f"the port cannot be had: {error.explanation or error}",
+                f"the port is not available: {error.explanation or error}",
                 where=f"{self._settings.bind}:{self._settings.port}",
                 next_step="stop what listens there, or set DOCKER_PORT to another",
             ) from None
-        return front
+        return proxy
 
-    def _create_front(self, image: str) -> Any:
+    def _create_proxy(self, image: str) -> Any:
         settings = self._settings
-        # A front that was removed by hand left its route behind: nothing serves, so nothing may be found there.
+        # A proxy that was removed by hand left its route behind. Nothing serves, so the route must not say otherwise.
         self._remove(self._client.volumes, f"{self._name}-state")
         return self._client.containers.create(
             image,
@@ -205,14 +223,14 @@ class Deployment:
             volumes={f"{self._name}-state": {"bind": "/state", "mode": "rw"}},
             network=self._network(),
             ports={PORT: (settings.bind, settings.port)},
-            restart_policy=_restarting(),
+            restart_policy=RESTARTING,
             mem_limit="512m",
             log_config=_logging(),
             **_HARDENED,
         )
 
-    def _refuse_moved(self, front: Any) -> None:
-        bound = front.attrs["HostConfig"]["PortBindings"][PORT][0]
+    def _refuse_moved(self, proxy: Any) -> None:
+        bound = proxy.attrs["HostConfig"]["PortBindings"][PORT][0]
         wanted = (self._settings.bind, str(self._settings.port))
         if (bound["HostIp"], bound["HostPort"]) != wanted:
             raise UsageError(
@@ -221,54 +239,60 @@ class Deployment:
                 next_step="set DOCKER_BIND and DOCKER_PORT back, or first: inv undeploy --target docker",
             )
 
-    def switch(self, front: Any, expect: Mapping[str, str] | None, route: Mapping[str, Any]) -> None:
-        """Move the traffic, unless somebody else did so meanwhile."""
-        said = self._ask(front, {"command": "switch", "expect": expect and expect["container"], **route})
-        if "error" in said:
+    def switch(self, proxy: Any, expect: Mapping[str, str] | None, route: Mapping[str, Any]) -> None:
+        """Move the traffic to ``route``, if ``expect`` still has it.
+
+        Raises:
+            UnavailableError: another deployment moved it meanwhile.
+        """
+        response = self._send(proxy, {"command": "switch", "expect": expect and expect["container"], **route})
+        if "error" in response:
             raise UnavailableError(
-                f"another deployment was faster: {said['error']}", where="target docker", next_step="run it again"
+                f"another deployment was faster: {response['error']}", where="target docker", next_step="run it again"
             )
 
     def has_the_traffic(self, container: Any) -> bool:
-        """Whether the front routes to ``container`` now, whatever became of the command that should have told it to."""
-        current = self.look().current
+        """Return whether the proxy routes to ``container`` now, whatever became of the command to switch."""
+        current = self.read().current
         return current is not None and current["container"] == container.name
 
-    def drain(self, front: Any, container: str) -> bool:
-        """Wait until nothing is on its way through ``container``; False when something still is."""
+    def drain(self, proxy: Any, container: str) -> bool:
+        """Wait until ``container`` has answered its requests; return False if it has not in time."""
         timeout = self._settings.drain_timeout
-        return bool(self._ask(front, {"command": "drain", "container": container, "timeout": timeout})["drained"])
+        return bool(self._send(proxy, {"command": "drain", "container": container, "timeout": timeout})["drained"])
 
-    def _ask(self, front: Any, command: Mapping[str, Any]) -> dict[str, Any]:
-        code, output = self._run(front, [*CONTROL, json.dumps(command)])
+    def _send(self, proxy: Any, command: Mapping[str, Any]) -> dict[str, Any]:
+        # A proxy of an older deployment has its module under an older name, so it is asked by the name that it runs.
+        program = proxy.attrs["Config"]["Cmd"][:-1]
+        code, output = self._run(proxy, [*program, "ask", json.dumps(command)])
         if code != 0:
-            said = (output[1] or b"").decode("utf-8", "replace").strip().splitlines()
+            errors = (output[1] or b"").decode("utf-8", "replace").strip().splitlines()
             raise UnavailableError(
-                f"the front does not answer: {said[-1] if said else f'code {code}'}",
-                where=f"container {front.name}",
-                next_step=f"see: docker logs {front.name}; then run the command again",
+                f"the proxy does not answer: {errors[-1] if errors else f'code {code}'}",
+                where=f"container {proxy.name}",
+                next_step=f"see: docker logs {proxy.name}; then run the command again",
             )
-        answer: dict[str, Any] = json.loads(output[0] or b"")
-        return answer
+        response: dict[str, Any] = json.loads(output[0] or b"")
+        return response
 
-    def _run(self, front: Any, command: Sequence[str]) -> tuple[int | None, Any]:
-        """Run a command in the front.
+    def _run(self, proxy: Any, command: Sequence[str]) -> tuple[int | None, Any]:
+        """Run a command in the proxy's container.
 
-        An interrupt does not end the command; this waits for its end, so that who looks then sees what it did.
+        An interrupt does not end the command. So wait for its end, before anybody decides which version is not needed.
         """
         api = self._client.api
-        started = api.exec_create(front.id, list(command))["Id"]
+        started = api.exec_create(proxy.id, list(command))["Id"]
         try:
             output = api.exec_start(started, demux=True)
         except BaseException:
-            deadline = time.monotonic() + _COMMAND_PATIENCE
+            deadline = time.monotonic() + _COMMAND_TIMEOUT
             while api.exec_inspect(started)["ExitCode"] is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             raise
         return api.exec_inspect(started)["ExitCode"], output
 
     def remove_all(self) -> None:
-        """Remove the front, its network and volume."""
+        """Remove every container of the deployment, its network and volume."""
         for container in self._containers():
             container.stop(timeout=max(1, int(self._settings.drain_timeout)))
             container.remove(force=True)
@@ -291,13 +315,25 @@ class Deployment:
         return {OWNER_LABEL: self._name, HOME_LABEL: str(self._home), ROLE_LABEL: role}
 
 
+@contextmanager
+def open_deployment(settings: Settings) -> Iterator[Deployment]:
+    """Connect to the engine for as long as the block lasts."""
+    with engine(settings.env) as client:
+        yield Deployment(client, settings)
+
+
+def describe(container: Any) -> str:
+    """Return the model and version that a container holds, for people."""
+    return f"{container.labels[MODEL_LABEL]} version {container.labels[VERSION_LABEL]}"
+
+
 def options_label(settings: DockerSettings, options: Mapping[str, str]) -> str:
-    """How a version runs, as one comparable text."""
+    """Return how a version runs, as one text to compare."""
     return json.dumps({**options, "memory": settings.memory, "cpus": settings.cpus}, sort_keys=True)
 
 
 def log_lines(container: Any, lines: int) -> Sequence[str]:
-    """The last that a container said since it was last started, oldest first; nothing when it never was."""
+    """Return a container's last log lines since it was last started, oldest first."""
     started = container.attrs["State"].get("StartedAt", "")
     raw = container.logs(tail=lines, since=_epoch(started) or None) if lines > 0 else b""
     return raw.decode("utf-8", "replace").splitlines()[-lines:] if lines > 0 else []
@@ -311,25 +347,21 @@ def _epoch(started: str) -> int:
     return int(datetime.strptime(started[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp())
 
 
-def _restarting() -> Any:
-    return {"Name": "unless-stopped"}
-
-
 def _logging() -> Any:
     import docker
 
     return docker.types.LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"})
 
 
-def _route(front: Any | None) -> dict[str, Any]:
-    """What the front routes to, read from its volume, whether it runs or not."""
+def _route(proxy: Any | None) -> dict[str, Any]:
+    """Return what the proxy routes to, read from its volume, whether it runs or not."""
     import docker
 
     nothing = {"current": None, "previous": None}
-    if front is None:
+    if proxy is None:
         return nothing
     try:
-        chunks, _ = front.get_archive("/state/route.json")
+        chunks, _ = proxy.get_archive("/state/route.json")
     except docker.errors.NotFound:
         return nothing
     with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:

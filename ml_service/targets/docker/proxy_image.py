@@ -1,4 +1,4 @@
-"""The image of the front, which an engine gets when it has none: see proxy_container.py."""
+"""Build the image of the proxy on an engine that has none: see proxy_container.py."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ml_service.ports import Progress
 if TYPE_CHECKING:
     from docker import DockerClient
 
-_HERE = Path(__file__).parent
-_ROOT = _HERE.parents[2]
+_FOLDER = Path(__file__).parent
+_ROOT = _FOLDER.parents[2]
 _DOCKERFILE = "Dockerfile"
 
 
 def provide(client: DockerClient, settings: ImageSettings, progress: Progress) -> str:
-    """The name of the front's image, built when this engine has no image of the same content."""
+    """Return the name of the proxy's image; build it when this engine has no image of the same content."""
     context = _context()
     name = f"mlops-front:{hashlib.sha256(context + settings.base.encode()).hexdigest()[:16]}"
     if not client.images.list(name=name):
-        progress("building the image of the front, once for this engine")
+        progress("building the image of the proxy, once for this engine")
         stream = client.api.build(
             fileobj=io.BytesIO(context),
             custom_context=True,
@@ -42,16 +42,16 @@ def provide(client: DockerClient, settings: ImageSettings, progress: Progress) -
 
 
 def _context() -> bytes:
-    """The two modules in packages of their own: nothing else of ours is in the image."""
+    """Return the build context: two modules in packages of their own, and nothing else of ours."""
     files = {
-        _DOCKERFILE: (_HERE / "proxy.Dockerfile").read_bytes(),
+        _DOCKERFILE: (_FOLDER / "proxy.Dockerfile").read_bytes(),
         "requirements.txt": (_ROOT / "requirements" / "front.txt").read_bytes(),
         "ml_service/__init__.py": b"",
         "ml_service/common/__init__.py": b"",
         "ml_service/targets/__init__.py": b"",
         "ml_service/targets/docker/__init__.py": b"",
         "ml_service/common/proxy.py": (_ROOT / "ml_service" / "common" / "proxy.py").read_bytes(),
-        "ml_service/targets/docker/proxy_container.py": (_HERE / "proxy_container.py").read_bytes(),
+        "ml_service/targets/docker/proxy_container.py": (_FOLDER / "proxy_container.py").read_bytes(),
     }
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
