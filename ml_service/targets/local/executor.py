@@ -105,7 +105,7 @@ class Executor:
     def _start(self, step: Step) -> None:
         version = step.detail.version
         key_file.make(self._paths.keys)
-        self._conversation = connect_or_start(self._paths, self._settings.env)
+        self._conversation = connect_or_start(self._paths, self._settings.env, self._progress)
         self._progress(f"starting {version} beside what serves")
         port = self._local.port and port_for(self._settings, self._reader.read().state)
         try:

@@ -50,7 +50,7 @@ import filelock
 
 from ml_service.common.proxy import Proxy
 from ml_service.errors import MlopsError
-from ml_service.targets.local.server_process import Launcher, Progress, ServerProcess, StartError
+from ml_service.targets.local.server_process import WATCHDOG, Launcher, Progress, ServerProcess, StartError
 from ml_service.targets.local.state import LOOPBACK, Paths, State, Version
 from ml_service.targets.local.supervisor_client import socket_address
 
@@ -281,7 +281,8 @@ class Supervisor:
             return _unavailable(error, self._paths)
 
     async def _status(self, _command: Answer, _progress: Progress) -> Answer:
-        return {"state": self._state.as_json(), "trouble": self._service.trouble, "pid": os.getpid()}
+        about_itself = {"pid": os.getpid(), "watchdog": str(WATCHDOG)}
+        return {"state": self._state.as_json(), "trouble": self._service.trouble, **about_itself}
 
     async def _start(self, command: Answer, progress: Progress) -> Answer:
         """Start a candidate beside what serves."""

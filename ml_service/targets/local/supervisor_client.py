@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -131,18 +132,38 @@ def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def connect_or_start(paths: Paths, env: Mapping[str, str]) -> SupervisorClient:
-    """Return a conversation with the supervisor; start one when none answers.
+def connect_or_start(paths: Paths, env: Mapping[str, str], progress: Callable[[str], None]) -> SupervisorClient:
+    """Return a conversation with a supervisor that can start servers; start one when there is none.
+
+    A supervisor outlives an update of the code that it was started from. When the update moved the watchdog, the
+    supervisor can start no server any more, so it is ended and a new one takes over what it served.
 
     Raises:
-        UnavailableError: it does not start.
+        UnavailableError: one does not start, or does not end.
     """
     with suppress(SupervisorGone):
         client = SupervisorClient(paths.control)
-        client.ask("status")
-        return client
+        status = client.ask("status")
+        if _can_start_servers(status):
+            return client
+        client.close()
+        _end_outdated(paths, int(status["pid"]), progress)
     _start(paths, env)
     return SupervisorClient(paths.control)
+
+
+def _can_start_servers(status: Mapping[str, Any]) -> bool:
+    """Supervisors of the time before the watchdog had its name do not say where it is."""
+    return Path(status.get("watchdog", "")).is_file()
+
+
+def _end_outdated(paths: Paths, pid: int, progress: Callable[[str], None]) -> None:
+    """Have the supervisor answer the requests that it has and end. Its state stays, so the next one serves the same."""
+    progress("its supervisor was started before an update: a new one takes over, in a few seconds")
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    with no_supervisor(paths):
+        pass
 
 
 def _start(paths: Paths, env: Mapping[str, str]) -> None:
