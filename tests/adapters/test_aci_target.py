@@ -21,9 +21,10 @@ from emulators import Fault
 from emulators.wire.account import TENANT
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UnhealthyError
 from ml_service.ports import Release
-from tests.support.containers import ROOT
-from tests.support.deployments import MakeRelease, deploy, releases, version_at
-from tests.support.rigs.azure import ACR, ADMIN, AciRig
+from tests.support.releases import MakeRelease, deploy, release_maker, version_at
+from tests.support.rigs.aci import AciRig
+from tests.support.rigs.azure import ACR, ADMIN
+from tests.support.sources import ROOT
 
 pytestmark = pytest.mark.docker
 
@@ -42,7 +43,7 @@ def rig(tmp_path: Path) -> Iterator[AciRig]:
 
 @pytest.fixture
 def release(tmp_path: Path, rig: AciRig) -> MakeRelease:
-    return releases(rig, tmp_path)
+    return release_maker(rig, tmp_path)
 
 
 def properties(rig: AciRig) -> Any:
@@ -134,7 +135,7 @@ def test_a_version_that_never_gets_ready(rig: AciRig, release: MakeRelease) -> N
     """After the time it was given."""
     deploy(rig.target, release("1"))
     with pytest.raises(UnhealthyError, match="was not ready after 2 s"):
-        deploy(rig.again(ACI_STARTUP_TIMEOUT="2"), release("2", "never-ready"))
+        deploy(rig.open(ACI_STARTUP_TIMEOUT="2"), release("2", "never-ready"))
     assert version_at(rig.target.endpoint()) == "1"
 
 
@@ -150,8 +151,8 @@ def test_a_deployment_that_is_killed(rig: AciRig, release: MakeRelease, moment: 
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     expected = {"questioned": "1", "moved": "2"}[moment]
-    assert version_at(rig.again().endpoint()) == expected
-    status = deploy(rig.again(), third)
+    assert version_at(rig.open().endpoint()) == expected
+    status = deploy(rig.open(), third)
     assert (status.model["version"], status.previous) == ("3", {"name": "toy", "version": expected})
     assert len(rig.groups()) == 2
 
@@ -163,7 +164,7 @@ import json, os, time
 from pathlib import Path
 from ml_service.ports import Release
 from ml_service.targets import open_target
-from tests.support.containers import settings_for
+from tests.support.settings import settings_for
 def stay(where):
     if where == {moment!r}:
         print(where, flush=True)
@@ -180,7 +181,7 @@ target.apply(target.plan(release), lambda endpoint, package: stay("questioned"),
 def test_a_public_address_without_tls_is_refused(rig: AciRig, release: MakeRelease) -> None:
     """Unless somebody says that it is meant."""
     with pytest.raises(ConfigurationError, match="--allow-http"):
-        rig.again(ACI_ALLOW_HTTP="false").plan(release("1"))
+        rig.open(ACI_ALLOW_HTTP="false").plan(release("1"))
 
 
 def test_a_second_container_ends_tls(rig: AciRig, release: MakeRelease, tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_second_container_ends_tls(rig: AciRig, release: MakeRelease, tmp_path
         "ACI_TLS_CERTIFICATE": str(tmp_path / "tls.crt"),
         "ACI_TLS_KEY": str(tmp_path / "tls.key"),
     }
-    target = rig.again(ACI_ALLOW_HTTP="false", **tls)
+    target = rig.open(ACI_ALLOW_HTTP="false", **tls)
     status = deploy(target, release("1"))
     assert status.url == f"https://{fqdn}"
     assert version_at(target.endpoint()) == "1"
@@ -239,7 +240,7 @@ while True:
 def test_a_group_is_what_the_settings_say(rig: AciRig, release: MakeRelease) -> None:
     """Image by digest, resources, port, probes, policy, log, an address that no stranger can take, hidden keys."""
     first = release("1")
-    deploy(rig.again(ACI_PORT="9000", ACI_LOG_WORKSPACE_ID="w", ACI_LOG_WORKSPACE_KEY="k"), first)
+    deploy(rig.open(ACI_PORT="9000", ACI_LOG_WORKSPACE_ID="w", ACI_LOG_WORKSPACE_KEY="k"), first)
     found = properties(rig)
     container = found["containers"][0]["properties"]
     assert container["image"] == f"{first.image}@{first.image_digest}"
@@ -258,7 +259,7 @@ def test_the_dry_run_shows_what_would_change_and_no_key(rig: AciRig, release: Ma
     """Another size is one line that goes and one that comes."""
     first = release("1")
     deploy(rig.target, first)
-    plan = rig.again(ACI_CPU="2").plan(first)
+    plan = rig.open(ACI_CPU="2").plan(first)
     shown = "\n".join(step.diff for step in plan.steps)
     assert '- "cpu": 0.5' in shown and '+ "cpu": 2.0' in shown
     keys = rig.target.keys()
@@ -269,7 +270,7 @@ def test_keys_of_a_vault_open_from_any_machine(rig: AciRig, release: MakeRelease
     """Another agent, with an empty MLOPS_HOME, reads them and deploys on; a changed key is a reason to deploy."""
     vault = {"SCORING_KEYS_VAULT": "emulated"}
     first = release("1")
-    deploy(rig.again(**vault), first)
+    deploy(rig.open(**vault), first)
     elsewhere = rig.elsewhere(tmp_path / "elsewhere", **vault)
     assert version_at(elsewhere.endpoint()) == "1"
     assert not elsewhere.plan(first).steps
@@ -292,7 +293,7 @@ def test_keys_of_another_machine_are_missed_with_a_word(rig: AciRig, release: Ma
 def test_an_agent_without_a_vault_is_refused(rig: AciRig, release: MakeRelease) -> None:
     """The keys would be gone with it."""
     with pytest.raises(ConfigurationError, match="(?s)SCORING_KEYS_VAULT.*lost with this agent"):
-        rig.again(TF_BUILD="true").plan(release("1"))
+        rig.open(TF_BUILD="true").plan(release("1"))
 
 
 def test_the_admin_user_pulls_where_no_identity_is_named(rig: AciRig, release: MakeRelease) -> None:
@@ -309,7 +310,7 @@ def test_the_admin_user_pulls_where_no_identity_is_named(rig: AciRig, release: M
 def test_a_managed_identity_pulls(rig: AciRig, release: MakeRelease) -> None:
     """No password anywhere."""
     first = rig.in_acr(release("1"))
-    deploy(rig.again(IMAGE_PULL_IDENTITY="/subscriptions/s/identities/puller"), first)
+    deploy(rig.open(IMAGE_PULL_IDENTITY="/subscriptions/s/identities/puller"), first)
     assert properties(rig)["imageRegistryCredentials"] == [
         {"server": ACR, "identity": "/subscriptions/s/identities/puller"}
     ]
@@ -318,19 +319,19 @@ def test_a_managed_identity_pulls(rig: AciRig, release: MakeRelease) -> None:
 def test_a_sign_in_that_is_refused(rig: AciRig) -> None:
     """Exit code 4, and no secret in the message."""
     with pytest.raises(ConfigurationError, match="sign-in was refused") as refused:
-        rig.again(SP_APP_SECRET="wrong-secret").status()
+        rig.open(SP_APP_SECRET="wrong-secret").status()
     assert "wrong-secret" not in str(refused.value)
 
 
 def test_settings_that_are_missing_are_named(rig: AciRig) -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError, match="RESOURCE_GROUP: is not set"):
-        rig.again(RESOURCE_GROUP="").status()
+        rig.open(RESOURCE_GROUP="").status()
 
 
 @pytest.mark.parametrize("word", ["off", "OFF"])
 def test_a_server_without_keys_is_asked_without_one(rig: AciRig, release: MakeRelease, word: str) -> None:
     """The word is read from the version that serves, as its server reads it."""
-    deploy(rig.again(SCORING_AUTH=word), release("1"))
-    endpoint = rig.again().endpoint()
+    deploy(rig.open(SCORING_AUTH=word), release("1"))
+    endpoint = rig.open().endpoint()
     assert (endpoint.key, version_at(endpoint)) == ("", "1")

@@ -16,7 +16,7 @@ from emulators import Emulator
 from ml_service.errors import ConfigurationError, UnavailableError
 from ml_service.images import registry
 from ml_service.targets.aks import credentials
-from tests.support.containers import settings_for
+from tests.support.settings import settings_for
 
 CLUSTER = "/subscriptions/sub/resourcegroups/group/providers/Microsoft.ContainerService/managedClusters/the-cluster"
 AZURE = {"SUBSCRIPTION_ID": "sub", "RESOURCE_GROUP": "rg", "WORKSPACE_NAME": "ws"}

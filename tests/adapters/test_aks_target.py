@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,11 +19,14 @@ import requests
 from ml_service.errors import UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release
 from ml_service.targets.aks.target import AksTarget
-from tests.support.containers import ROOT, AksRig, cluster_or_skip, make_real_release, settings_for
-from tests.support.deployments import deploy, question, version_at
-from tests.support.fake_target import EXAMPLES, make_release
 from tests.support.ports import free_port
+from tests.support.releases import EXAMPLES, deploy, make_real_release, make_release, smoke_test, version_at
+from tests.support.rigs.aks import AksRig
+from tests.support.services import cluster_or_skip
+from tests.support.settings import settings_for
+from tests.support.sources import ROOT
 from tests.support.traffic import Traffic
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.filterwarnings("ignore:Unverified HTTPS")]
 
@@ -93,7 +95,7 @@ class TestWhatIsMade:
     def test_a_host_gets_an_ingress_with_tls(self, rig: AksRig, tmp_path: Path) -> None:
         """Its address is https; the cluster has no ingress controller, so it is not asked here."""
         release = standin(rig, tmp_path, "1")
-        target = rig.again(AKS_HOST="model.example.com")
+        target = rig.open(AKS_HOST="model.example.com")
         status = deploy(target, release)
         assert status.url == "https://model.example.com"
         found = rig.object("networking.k8s.io/v1", "Ingress")
@@ -104,7 +106,7 @@ class TestWhatIsMade:
         """The diff is the server's own, and no key is in it."""
         release = standin(rig, tmp_path, "1")
         deploy(rig.target, release)
-        plan = rig.again(AKS_MEMORY_GB="0.5").plan(release)
+        plan = rig.open(AKS_MEMORY_GB="0.5").plan(release)
         change = plan.steps[-1]
         assert (change.action, change.subject) == ("change", f"Deployment {rig.name}")
         assert "-            memory: 256Mi" in change.diff and "+            memory: 512Mi" in change.diff
@@ -139,7 +141,7 @@ class TestBadLuck:
         secret = _wait_for_token(core, namespace)
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(_KUBECONFIG.format(server=rig.api.configuration.host, token=secret))
-        poor = rig.again(KUBECONFIG=str(kubeconfig), AKS_NAMESPACE=namespace)
+        poor = rig.open(KUBECONFIG=str(kubeconfig), AKS_NAMESPACE=namespace)
         with pytest.raises(UnavailableError, match=r"(?s)forbidden.*docs/aks.md"):
             poor.plan(standin(rig, tmp_path, "1"))
         assert [finding.ok for finding in poor.diagnose()] == [True, False]
@@ -174,7 +176,7 @@ class TestBadLuck:
     def test_a_pod_that_never_gets_ready(self, rig: AksRig, tmp_path: Path) -> None:
         """After the time it was given, with the pod's last lines."""
         deploy(rig.target, standin(rig, tmp_path, "1"))
-        impatient = rig.again(AKS_STARTUP_TIMEOUT="10")
+        impatient = rig.open(AKS_STARTUP_TIMEOUT="10")
         with pytest.raises(UnhealthyError, match=r"(?s)did not come up.*starting"):
             deploy(impatient, standin(rig, tmp_path, "2", "never-ready"))
         assert version_at(rig.target.endpoint()) == "1"
@@ -191,7 +193,7 @@ class TestBadLuck:
         with pytest.raises(UnavailableError, match=r"(?s)somebody.*AKS_TAKE_OVER"):
             rig.target.plan(second)
         assert version_at(rig.target.endpoint()) == "1"
-        deploy(rig.again(AKS_TAKE_OVER="true"), second)
+        deploy(rig.open(AKS_TAKE_OVER="true"), second)
         assert version_at(rig.target.endpoint()) == "2"
 
     @pytest.mark.parametrize("moment", ["questioning", "rolling"])
@@ -207,10 +209,10 @@ class TestBadLuck:
         assert version_at(rig.target.endpoint()) in {"questioning": ("1",), "rolling": ("1", "2")}[moment]
         deploy(rig.target, standin(rig, tmp_path, "3"))
         assert version_at(rig.target.endpoint()) == "3"
-        deadline = time.monotonic() + 60
-        while {pod.metadata.labels["mlops/track"] for pod in rig.pods()} != {"stable"}:
-            assert time.monotonic() < deadline, "the killed deployment's candidate is still there"
-            time.sleep(0.5)
+        wait_until(
+            lambda: {pod.metadata.labels["mlops/track"] for pod in rig.pods()} == {"stable"},
+            "the killed deployment's candidate is removed",
+        )
 
 
 class TestCanary:
@@ -239,7 +241,7 @@ class TestCanary:
             assert counted is not None
             assert 0.10 < int(counted[1]) / traffic.answered < 0.40
             assert int(counted[1]) + int(counted[2]) == traffic.answered
-            status = rig.again().rollback(lambda endpoint, package: question(endpoint, first), print)
+            status = rig.open().rollback(lambda endpoint, package: smoke_test(endpoint, first), print)
             assert status.model["version"] == "1"
             assert version_at_real(rig.target.endpoint()) == "1"
         finally:
@@ -315,19 +317,16 @@ current-context: x
 def _wait_for_token(core: Any, namespace: str) -> str:
     import base64
 
-    for _ in range(100):
-        for secret in core.list_namespaced_secret(namespace).items:
-            if secret.type == "kubernetes.io/service-account-token" and secret.data:
-                return base64.b64decode(secret.data["token"]).decode()
-        time.sleep(0.2)
-    raise AssertionError("the cluster made no token")
+    def tokens() -> list[str]:
+        secrets = core.list_namespaced_secret(namespace).items
+        return [s.data["token"] for s in secrets if s.type == "kubernetes.io/service-account-token" and s.data]
+
+    wait_until(tokens, "the cluster has made a token")
+    return base64.b64decode(tokens()[0]).decode()
 
 
 def _wait_for_quota(core: Any, namespace: str) -> None:
-    for _ in range(100):
-        if core.read_namespaced_resource_quota("two", namespace).status.used:
-            return
-        time.sleep(0.2)
+    wait_until(lambda: core.read_namespaced_resource_quota("two", namespace).status.used, "the quota counts")
 
 
 def _deploying(rig: AksRig, release: Release, moment: str) -> subprocess.Popen[str]:
@@ -337,7 +336,7 @@ import time
 from pathlib import Path
 from ml_service.ports import Release
 from ml_service.targets.aks.target import AksTarget
-from tests.support.containers import settings_for
+from tests.support.settings import settings_for
 def stay(line):
     if {moment!r} in line:
         print({moment!r}, flush=True)

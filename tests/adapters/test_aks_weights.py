@@ -21,10 +21,12 @@ from ml_service.errors import ConfigurationError, UnhealthyError
 from ml_service.ports import Endpoint, Release
 from ml_service.targets.aks import credentials, ingress
 from ml_service.targets.aks.port_forward import forwarded
-from tests.support.containers import AksRig, cluster_or_skip, settings_for, wait_until
-from tests.support.deployments import deploy, version_at
-from tests.support.fake_target import EXAMPLES, make_release
+from tests.support.releases import EXAMPLES, deploy, make_release, version_at
+from tests.support.rigs.aks import AksRig
 from tests.support.route_schemas import VERSIONS, definition, violations
+from tests.support.services import cluster_or_skip
+from tests.support.settings import settings_for
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.filterwarnings("ignore:Unverified HTTPS")]
 
@@ -224,7 +226,7 @@ class TestLife:
                 rig.target.rollback(lambda endpoint, package: None, print)
             assert seen == [(10, True), (0, True), (0, False)]
             assert rig.target.plan(first).steps == []
-        without = rig.again(AKS_GATEWAY="")
+        without = rig.open(AKS_GATEWAY="")
         deploy(without, first)
         assert (route(rig, kind), service(rig, f"{rig.name}-canary")) == (None, None)
         assert rig.object("networking.k8s.io/v1", "Ingress")["spec"]["rules"][0]["host"] == HOST
@@ -233,7 +235,7 @@ class TestLife:
             deploy(rig.target, first)
             assert rig.object("networking.k8s.io/v1", "Ingress") is None
             assert weights(rig, kind) == (100, 0)
-        rig.again(AKS_GATEWAY="").undeploy(print)
+        rig.open(AKS_GATEWAY="").undeploy(print)
         assert (route(rig, kind), service(rig, f"{rig.name}-canary")) == (None, None)
 
 
@@ -273,7 +275,7 @@ class TestWhatTheClusterSays:
         """Both groups were asked."""
         missing = f"{gateway.partition('/')[0]}/another"
         with pytest.raises(ConfigurationError, match="gateway.networking.k8s.io/v1 and networking.istio.io/v1"):
-            rig.again(AKS_GATEWAY=missing).plan(standin(rig, tmp_path, "1"))
+            rig.open(AKS_GATEWAY=missing).plan(standin(rig, tmp_path, "1"))
 
     def test_doctor_names_the_kind_of_weights(self, rig: AksRig, gateway: str) -> None:
         """And finds the rights on routes enough."""
@@ -340,7 +342,7 @@ def tracks(rig: AksRig, name: str) -> set[str]:
 
 def by_service(rig: AksRig) -> Endpoint:
     """The Service from outside, past the Gateway."""
-    return rig.again(AKS_GATEWAY="", AKS_HOST="").endpoint()
+    return rig.open(AKS_GATEWAY="", AKS_HOST="").endpoint()
 
 
 def ask_each_pod(rig: AksRig, times: int) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from emulators.wire.http import Request
 from ml_service.ports import Endpoint
-from tests.support.fake_target import make_release
-from tests.support.rigs.azure import AciRig, AzureRig, WebAppRig
+from tests.support.releases import make_release
+from tests.support.rigs.aci import AciRig
+from tests.support.rigs.azure import AzureRig
+from tests.support.rigs.webapp import WebAppRig
 
 pytestmark = pytest.mark.docker
 
@@ -45,13 +47,13 @@ def test_nothing_in_a_request_is_unknown_to_azures_own_models(kind: type[AzureRi
 
 
 def _use(rig: AzureRig, directory: Path) -> None:
-    def no_question(endpoint: Endpoint, package: Path | None) -> None:
+    def no_verification(endpoint: Endpoint, package: Path | None) -> None:
         """Verifies nothing."""
 
     for version in ("1", "2"):
         release = rig.prepare(make_release(directory / version, version))
-        rig.target.apply(rig.target.plan(release), no_question, print)
-    rig.target.rollback(no_question, print)
+        rig.target.apply(rig.target.plan(release), no_verification, print)
+    rig.target.rollback(no_verification, print)
     rig.target.status()
     rig.target.logs(5)
 
@@ -63,7 +65,7 @@ def test_a_group_with_a_sidecar_is_known_to_azures_own_models(tmp_path: Path) ->
     from ml_service.images.pull_access import PullAccess
     from ml_service.ports import Keys
     from ml_service.targets.aci.container_group import build
-    from tests.support.containers import ROOT
+    from tests.support.sources import ROOT
 
     (tmp_path / "tls.pem").write_text("pem")
     env = {"ACI_TLS_IMAGE": "caddy:2", "ACI_TLS_CERTIFICATE": str(tmp_path / "tls.pem"), "LOCATION": "westeurope"}

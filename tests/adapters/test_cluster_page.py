@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.containers import ROOT, cluster_or_skip, engine_or_skip, registry_or_skip, removing_images
+from tests.support.images import removing_images
 from tests.support.ports import free_port
+from tests.support.services import cluster_or_skip, engine_or_skip, registry_or_skip
+from tests.support.sources import ROOT
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.timeout(1200)]
 

@@ -18,19 +18,15 @@ import requests
 from ml_service.errors import IntegrityError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Release
 from ml_service.targets.docker.target import DockerTarget
-from tests.support.containers import (
-    ROOT,
-    DockerRig,
-    push_image,
-    registry_or_skip,
-    removing_images,
-    settings_for,
-    wait_until,
-)
-from tests.support.deployments import MakeRelease, deploy, releases, version_at
-from tests.support.fake_target import EXAMPLES, make_release
+from tests.support.images import push_image, removing_images
 from tests.support.ports import free_port
+from tests.support.releases import EXAMPLES, MakeRelease, deploy, make_release, release_maker, version_at
+from tests.support.rigs.docker import DockerRig
+from tests.support.services import registry_or_skip
+from tests.support.settings import settings_for
+from tests.support.sources import ROOT
 from tests.support.traffic import Traffic
+from tests.support.waiting import wait_until
 
 REQUEST = EXAMPLES["examples"][0]["request"]
 
@@ -46,7 +42,7 @@ def rig(tmp_path: Path) -> Iterator[DockerRig]:
 
 @pytest.fixture
 def release(tmp_path: Path, rig: DockerRig) -> MakeRelease:
-    return releases(rig, tmp_path)
+    return release_maker(rig, tmp_path)
 
 
 def test_a_version_runs_without_rights(rig: DockerRig, release: MakeRelease) -> None:
@@ -97,7 +93,7 @@ def test_a_proxy_that_is_killed_comes_back_with_its_route(rig: DockerRig, releas
         except requests.ConnectionError:
             return False
 
-    wait_until(answers)
+    wait_until(answers, "the proxy answers again")
 
 
 @pytest.mark.parametrize("moment", ["verifying", "switched"])
@@ -111,11 +107,11 @@ def test_a_deployment_that_is_killed(rig: DockerRig, release: MakeRelease, tmp_p
         assert line, "it ended too soon"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    status = rig.again().status()
+    status = rig.open().status()
     assert status is not None
     assert status.model["version"] == {"verifying": "1", "switched": "2"}[moment]
     assert version_at(rig.target.endpoint()) == status.model["version"]
-    deploy(rig.again(), third)
+    deploy(rig.open(), third)
     assert version_at(rig.target.endpoint()) == "3"
     assert sorted(c.status for c in rig.containers()) == ["exited", "running", "running"]
 
@@ -127,7 +123,7 @@ import sys, time
 from pathlib import Path
 from ml_service.ports import Release
 from ml_service.targets.docker.target import DockerTarget
-from tests.support.containers import settings_for
+from tests.support.settings import settings_for
 def stay(where):
     if where == {moment!r}:
         print(where, flush=True)
@@ -211,7 +207,7 @@ def test_ctrl_c_while_the_proxy_is_told_to_switch(
 def test_a_model_that_never_gets_ready(rig: DockerRig, release: MakeRelease) -> None:
     """After the time it was given: exit code 6, its last lines, and the version before serves."""
     deploy(rig.target, release("1"))
-    hurried = rig.again(DOCKER_STARTUP_TIMEOUT="2")
+    hurried = rig.open(DOCKER_STARTUP_TIMEOUT="2")
     with pytest.raises(UnhealthyError, match=r"(?s)was not ready after 2 s.*starting"):
         deploy(hurried, release("2", "never-ready"))
     assert version_at(rig.target.endpoint()) == "1"
@@ -233,7 +229,7 @@ def test_another_port_is_refused_while_it_serves(rig: DockerRig, release: MakeRe
     """Moving the port would close connections, so a person says so by undeploying."""
     deploy(rig.target, release("1"))
     with pytest.raises(UsageError, match="undeploy"):
-        deploy(rig.again(DOCKER_PORT=str(free_port())), release("2"))
+        deploy(rig.open(DOCKER_PORT=str(free_port())), release("2"))
     assert version_at(rig.target.endpoint()) == "1"
 
 
@@ -325,7 +321,7 @@ def test_options_of_the_scoring_server_are_a_reason_to_deploy(rig: DockerRig, re
     """The same package with other limits is another deployment; the version before stays what it was."""
     first = release("1")
     deploy(rig.target, first)
-    changed = rig.again(DOCKER_MEMORY_MB="512")
+    changed = rig.open(DOCKER_MEMORY_MB="512")
     assert changed.plan(first).steps
     status = deploy(changed, first)
     assert status.previous is None
@@ -361,6 +357,6 @@ def test_twenty_thousand_requests_and_none_is_lost(rig: DockerRig, release: Make
 @pytest.mark.parametrize("word", ["off", "OFF"])
 def test_a_server_without_keys_is_asked_without_one(rig: DockerRig, release: MakeRelease, word: str) -> None:
     """The word is read from the version that serves, as its server reads it."""
-    deploy(rig.again(SCORING_AUTH=word), release("1"))
-    endpoint = rig.again().endpoint()
+    deploy(rig.open(SCORING_AUTH=word), release("1"))
+    endpoint = rig.open().endpoint()
     assert (endpoint.key, version_at(endpoint)) == ("", "1")

@@ -18,7 +18,9 @@ import pytest
 from ml_service.console import Console
 from ml_service.errors import UnavailableError
 from ml_service.images.build import build
-from tests.support.containers import engine_or_skip, make_artifact, settings_for
+from tests.support.releases import make_artifact
+from tests.support.services import engine_or_skip
+from tests.support.settings import settings_for
 
 pytestmark = pytest.mark.docker
 

@@ -25,18 +25,13 @@ from ml_service.images import registry
 from ml_service.images.build import build, context_of, follow_build
 from ml_service.ports import Release
 from ml_service.targets.docker.containers import Deployment
-from tests.support.containers import (
-    ROOT,
-    engine_or_skip,
-    make_artifact,
-    printing,
-    registry_or_skip,
-    remove_image,
-    removing_images,
-    settings_for,
-    wait_until,
-)
+from tests.support.images import remove_image, removing_images
 from tests.support.ports import free_port
+from tests.support.releases import make_artifact
+from tests.support.services import engine_or_skip, registry_or_skip
+from tests.support.settings import recording_console, settings_for
+from tests.support.sources import ROOT
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -57,7 +52,7 @@ def salt() -> str:
 
 def built(settings: Settings, artifact: Path, *, push: bool = False) -> dict[str, Any]:
     """Build, and read image.json."""
-    build(settings, printing()[0], artifact=artifact, push=push)
+    build(settings, recording_console()[0], artifact=artifact, push=push)
     record: dict[str, Any] = json.loads((artifact / "image.json").read_bytes())
     return record
 
@@ -147,7 +142,7 @@ def test_a_pushed_image_is_known_by_digest_and_found_in_the_registry(
         assert client.images.get_registry_data(f"{repository}@{first['digest']}").id == first["digest"]
         remove_image(client, client.images.get(first["image_id"]))
         for push in (True, False):
-            console, printed = printing()
+            console, printed = recording_console()
             build(settings, console, artifact=artifact, push=push)
             assert "the registry has an image of package" in printed.getvalue()
             assert json.loads((artifact / "image.json").read_bytes())["digest"] == first["digest"]
@@ -218,7 +213,7 @@ def closed_registry(tmp_path: Path) -> Iterator[str]:
     config.write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": address}, "auth": realm}))
     with subprocess.Popen([program, "serve", str(config)], stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(lambda: _asks_to_sign_in(address))
+            wait_until(lambda: _asks_to_sign_in(address), "the registry answers")
             yield address
         finally:
             process.kill()
@@ -242,7 +237,7 @@ def test_a_registry_that_wants_a_login_says_so(
         with pytest.raises(UnavailableError, match="(?s)registry refused.*docker login"):
             built(settings, artifact, push=True)
         assert not (artifact / "image.json").exists()
-        console, printed = printing()
+        console, printed = recording_console()
         build(settings, console, artifact=artifact, push=False)
         assert "the registry was not asked for it" in printed.getvalue()
         assert (artifact / "image.json").exists()
@@ -252,7 +247,7 @@ def test_without_an_engine_it_is_skipped(tmp_path: Path) -> None:
     """It says why and ends well; nothing is written."""
     pytest.importorskip("docker")
     artifact = make_artifact(tmp_path)
-    console, printed = printing()
+    console, printed = recording_console()
     settings = settings_for(tmp_path / "home", DOCKER_HOST=f"unix://{tmp_path}/nothing.sock")
     build(settings, console, artifact=artifact, push=False)
     assert printed.getvalue().startswith(f"skipped: unix://{tmp_path}/nothing.sock: no container engine answers")
@@ -264,7 +259,7 @@ def test_without_an_engine_it_fails_where_an_image_is_required(tmp_path: Path) -
     pytest.importorskip("docker")
     settings = settings_for(tmp_path / "home", DOCKER_HOST=f"unix://{tmp_path}/nothing.sock", REQUIRE_IMAGE="true")
     with pytest.raises(UnavailableError, match="no container engine answers"):
-        build(settings, printing()[0], artifact=make_artifact(tmp_path), push=False)
+        build(settings, recording_console()[0], artifact=make_artifact(tmp_path), push=False)
 
 
 def test_without_an_engine_a_push_fails(tmp_path: Path) -> None:
@@ -273,20 +268,20 @@ def test_without_an_engine_a_push_fails(tmp_path: Path) -> None:
     environment = {"DOCKER_HOST": f"unix://{tmp_path}/nothing.sock", "IMAGE_REGISTRY": "registry.example.com"}
     settings = settings_for(tmp_path / "home", **environment)
     with pytest.raises(UnavailableError, match="no container engine answers"):
-        build(settings, printing()[0], artifact=make_artifact(tmp_path), push=True)
+        build(settings, recording_console()[0], artifact=make_artifact(tmp_path), push=True)
 
 
 def test_pushing_needs_a_registry(tmp_path: Path) -> None:
     """--push without IMAGE_REGISTRY is refused before anything is built."""
     with pytest.raises(ConfigurationError, match="no registry to push to"):
-        build(settings_for(tmp_path / "home"), printing()[0], artifact=make_artifact(tmp_path), push=True)
+        build(settings_for(tmp_path / "home"), recording_console()[0], artifact=make_artifact(tmp_path), push=True)
 
 
 def test_a_password_for_the_index_is_refused(tmp_path: Path) -> None:
     """The engine would keep it in the history of an image; the message does not repeat it."""
     settings = settings_for(tmp_path / "home", PIP_INDEX_URL="https://me:hunter2@example.com/simple")
     with pytest.raises(ConfigurationError) as caught:
-        build(settings, printing()[0], artifact=make_artifact(tmp_path), push=False)
+        build(settings, recording_console()[0], artifact=make_artifact(tmp_path), push=False)
     assert "hunter2" not in str(caught.value)
 
 
@@ -295,7 +290,7 @@ def test_a_changed_package_is_refused(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path)
     (artifact / "package" / "scoring" / "server.py").write_text("print('changed')")
     with pytest.raises(IntegrityError, match=r"scoring/server.py was changed"):
-        build(settings_for(tmp_path / "home"), printing()[0], artifact=artifact, push=False)
+        build(settings_for(tmp_path / "home"), recording_console()[0], artifact=artifact, push=False)
 
 
 def test_the_context_does_not_depend_on_who_made_the_files_and_when(tmp_path: Path) -> None:
@@ -419,7 +414,7 @@ def test_a_package_without_a_dockerfile_is_refused(tmp_path: Path) -> None:
     model["files"] = {f"package/{name}": digest for name, digest in package.hash_files(directory).items()}
     package.write_json(artifact / "model.json", model)
     with pytest.raises(UsageError, match="holds no scoring/Dockerfile"):
-        build(settings_for(tmp_path / "home"), printing()[0], artifact=artifact, push=False)
+        build(settings_for(tmp_path / "home"), recording_console()[0], artifact=artifact, push=False)
 
 
 _SMALL_LOCK = "packaging==25.0 \\\n    --hash=sha256:29572ef2b1f17581046b3a2227d5c611fb25ec70ca1ba8554b24b0e69331a484\n"

@@ -22,16 +22,12 @@ from ml_service.images import registry, signing, supply_chain
 from ml_service.images.build import build, tag_of
 from ml_service.ports import Release
 from ml_service.targets.docker.target import DockerTarget
-from tests.support.containers import (
-    ROOT,
-    engine_or_skip,
-    make_artifact,
-    printing,
-    registry_or_skip,
-    removing_images,
-    settings_for,
-)
+from tests.support.images import removing_images
+from tests.support.releases import make_artifact
 from tests.support.rigs.azure import shared_emulator
+from tests.support.services import engine_or_skip, registry_or_skip
+from tests.support.settings import recording_console, settings_for
+from tests.support.sources import ROOT
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -217,7 +213,7 @@ def test_a_push_leaves_sbom_report_and_signature(client: DockerClient, tmp_path:
     settings = settings_for(tmp_path / "home", IMAGE_REGISTRY=registry_or_skip(), **keys)
     artifact = make_artifact(tmp_path, salt=uuid.uuid4().hex, lock=lock)
     with removing_images(client, registry.repository(settings)):
-        build(settings, printing()[0], artifact=artifact, push=True)
+        build(settings, recording_console()[0], artifact=artifact, push=True)
     record = json.loads((artifact / "image.json").read_bytes())
     found = replace(release_of(artifact), image=record["repository"], image_digest=record["digest"])
     signing.check(settings, found)
@@ -239,7 +235,7 @@ def test_a_tag_that_moves_in_the_registry_moves_no_deployment(
     first, second = (make_artifact(tmp_path / name, salt=uuid.uuid4().hex) for name in ("first", "second"))
     with removing_images(client, repository):
         for artifact in (first, second):
-            build(settings, printing()[0], artifact=artifact, push=True)
+            build(settings, recording_console()[0], artifact=artifact, push=True)
         record, other = (json.loads((artifact / "image.json").read_bytes()) for artifact in (first, second))
         tag = tag_of(package.read_artifact(first))
         client.images.get(other["image_id"]).tag(repository, tag)

@@ -11,8 +11,9 @@ import requests
 
 from emulators import Fault
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
-from tests.support.deployments import MakeRelease, deploy, no_question, releases, version_at
-from tests.support.rigs.azure import ACR, ADMIN, WebAppRig
+from tests.support.releases import MakeRelease, deploy, no_verification, release_maker, version_at
+from tests.support.rigs.azure import ACR, ADMIN
+from tests.support.rigs.webapp import WebAppRig
 
 pytestmark = pytest.mark.docker
 
@@ -29,7 +30,7 @@ def rig(tmp_path: Path) -> Iterator[WebAppRig]:
 
 @pytest.fixture
 def release(tmp_path: Path, rig: WebAppRig) -> MakeRelease:
-    return releases(rig, tmp_path)
+    return release_maker(rig, tmp_path)
 
 
 def test_a_site_is_https_only_with_a_health_check_and_keys_that_stick(rig: WebAppRig, release: MakeRelease) -> None:
@@ -56,7 +57,7 @@ def test_a_swap_that_azure_does_not_make(rig: WebAppRig, release: MakeRelease) -
     with pytest.raises(UnavailableError, match="(?s)another operation is in progress"):
         deploy(rig.target, release("3"))
     assert rig.target.status() == before
-    assert rig.target.rollback(no_question, print).model["version"] == "1"
+    assert rig.target.rollback(no_verification, print).model["version"] == "1"
 
 
 def test_a_version_that_fails_after_the_swap_is_swapped_back(rig: WebAppRig, release: MakeRelease) -> None:
@@ -65,7 +66,7 @@ def test_a_version_that_fails_after_the_swap_is_swapped_back(rig: WebAppRig, rel
     address = rig.target.endpoint().url.removeprefix("https://")
     rig.emulator.plant(Fault(f"GET {address}/health/ready", 500, times=1000))
     with pytest.raises(UnhealthyError, match="did not come up"):
-        deploy(rig.again(WEBAPP_STARTUP_TIMEOUT="20"), release("2"))
+        deploy(rig.open(WEBAPP_STARTUP_TIMEOUT="20"), release("2"))
     rig.emulator.services.faults.clear()
     assert version_at(rig.target.endpoint()) == "1"
     assert [line.rpartition("/")[2] for line in rig.log() if f"{rig.name}/slotsswap" in line] == ["slotsswap"] * 3
@@ -82,7 +83,7 @@ def test_a_plan_without_slots(rig: WebAppRig, release: MakeRelease) -> None:
 def test_a_plan_that_is_not_there(rig: WebAppRig, release: MakeRelease) -> None:
     """Exit code 4, with the line that makes one."""
     with pytest.raises(ConfigurationError, match="(?s)WEBAPP_PLAN=missing.*az appservice plan create"):
-        rig.again(WEBAPP_PLAN="missing").plan(release("1"))
+        rig.open(WEBAPP_PLAN="missing").plan(release("1"))
 
 
 def test_a_site_of_somebody_else(rig: WebAppRig, release: MakeRelease) -> None:
@@ -109,36 +110,36 @@ def test_an_image_that_cannot_be_pulled(rig: WebAppRig, release: MakeRelease) ->
     deploy(rig.target, release("1"))
     gone = replace(release("2"), image_digest="sha256:" + "0" * 64)
     with pytest.raises(UnhealthyError, match="(?s)did not answer.*InaccessibleImage"):
-        deploy(rig.again(WEBAPP_STARTUP_TIMEOUT="5"), gone)
+        deploy(rig.open(WEBAPP_STARTUP_TIMEOUT="5"), gone)
     assert version_at(rig.target.endpoint()) == "1"
 
 
 @pytest.mark.parametrize("fault", ["crash", "wrong"])
 def test_in_place_the_image_before_is_put_back(rig: WebAppRig, release: MakeRelease, fault: str) -> None:
     """Without a slot a bad version is in place while it is found out; then the one before serves again."""
-    target = rig.again(**IN_PLACE)
+    target = rig.open(**IN_PLACE)
     deploy(target, release("1"))
     before = target.status()
     with pytest.raises(UnhealthyError):
         # Long enough for the version before to come back on a busy machine, too.
-        deploy(rig.again(**IN_PLACE, WEBAPP_STARTUP_TIMEOUT="20"), release("2", fault))
+        deploy(rig.open(**IN_PLACE, WEBAPP_STARTUP_TIMEOUT="20"), release("2", fault))
     assert target.status() == before
     assert version_at(target.endpoint()) == "1"
 
 
 def test_in_place_there_is_a_way_back(rig: WebAppRig, release: MakeRelease) -> None:
     """The digest of the version before is kept in the settings, and the registry has its image."""
-    target = rig.again(**IN_PLACE)
+    target = rig.open(**IN_PLACE)
     deploy(target, release("1"))
     keys = target.keys()
     deploy(target, release("2"))
-    assert target.rollback(no_question, print).previous is None
+    assert target.rollback(no_verification, print).previous is None
     assert (version_at(target.endpoint()), target.keys()) == ("1", keys)
 
 
 def test_keys_of_a_vault_are_what_production_has(rig: WebAppRig, release: MakeRelease) -> None:
     """Made there when they are missing, and brought in when somebody changed them."""
-    target = rig.again(SCORING_KEYS_VAULT="emulated")
+    target = rig.open(SCORING_KEYS_VAULT="emulated")
     first = release("1")
     deploy(target, first)
     secrets = rig.emulator.arm.secrets[("emulated.vault.azure.net", f"{rig.name}-primary-key")]
@@ -163,7 +164,7 @@ def test_the_admin_user_pulls_where_no_identity_is_named(rig: WebAppRig, release
 def test_a_managed_identity_pulls(rig: WebAppRig, release: MakeRelease) -> None:
     """Site and slot have it; no password anywhere."""
     identity = "/subscriptions/s/identities/puller"
-    deploy(rig.again(IMAGE_PULL_IDENTITY=identity), rig.in_acr(release("1")))
+    deploy(rig.open(IMAGE_PULL_IDENTITY=identity), rig.in_acr(release("1")))
     site = rig.emulator.arm.sites[rig.name]
     assert site.config["acrUseManagedIdentityCreds"] is True and site.config["acrUserManagedIdentityID"]
     assert not [name for name in site.app_settings if name.startswith("DOCKER_")], ACR
@@ -180,6 +181,6 @@ def test_settings_of_others_stay(rig: WebAppRig, release: MakeRelease) -> None:
 @pytest.mark.parametrize("word", ["off", "OFF"])
 def test_a_server_without_keys_is_asked_without_one(rig: WebAppRig, release: MakeRelease, word: str) -> None:
     """The word is read from the version that serves, as its server reads it."""
-    deploy(rig.again(SCORING_AUTH=word), release("1"))
-    endpoint = rig.again().endpoint()
+    deploy(rig.open(SCORING_AUTH=word), release("1"))
+    endpoint = rig.open().endpoint()
     assert (endpoint.key, version_at(endpoint)) == ("", "1")

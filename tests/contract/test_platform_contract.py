@@ -1,6 +1,7 @@
-"""The contract of the Platform port (ml_service/ports.py), held against every adapter: each is a rig.
+"""The contract of the Platform port (ml_service/ports.py), held against every rig of ``tests.support.rigs``.
 
-A run costs seconds on a real adapter, so one story of runs is played once for each rig, and the tests read it.
+A run costs seconds on a real adapter, so each rig executes one sequence of runs, and the tests read
+its history.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ml_service.errors import IntegrityError, UnavailableError, UsageError
 from ml_service.package import hash_files, sha256_of
 from ml_service.ports import Build, ModelVersion, Platform, Run, RunStatus
 from tests.support.repositories import PROJECT, definition, set_parameters, write_data
-from tests.support.rigs.platforms import RIGS, Rig
+from tests.support.rigs import PLATFORM_RIGS, PlatformRig, rig_params
 
 # A run takes seconds by itself, and many times that where other things run.
 pytestmark = pytest.mark.timeout(900)
@@ -50,16 +51,16 @@ class Reader:
     def _read(self) -> None:
         while not self._ended.wait(0.1):
             try:
-                if found := self.platform.model_of_build("story", BETTER.id):
+                if found := self.platform.model_of_build("history", BETTER.id):
                     self.seen.append(found)
             except Exception as error:
                 self.errors.append(error)
 
 
-class Story:
+class RunHistory:
     """What happened on one rig, in this order."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: PlatformRig) -> None:
         self.rig = rig
         self.platform = rig.open()
         self.lines: list[str] = []
@@ -77,8 +78,8 @@ class Story:
 
     def _before(self) -> dict[str, object]:
         return {
-            "champion": self.platform.champion("story"),
-            "model": self.platform.model_of_build("story", "none"),
+            "champion": self.platform.champion("history"),
+            "model": self.platform.model_of_build("history", "none"),
             "runs": list(self.platform.runs(PROJECT, "none")),
             "pipelines": list(self.platform.pipelines(PROJECT, "none")),
         }
@@ -98,7 +99,7 @@ class Story:
         return run
 
     def _train(self, build: Build, *, shift: float, meddle: bool = False) -> Run:
-        run = self._submit(build, "story", shift=shift)
+        run = self._submit(build, "history", shift=shift)
         if meddle:
             set_parameters(self.rig.root, shift=700.0)
             write_data(self.rig.root, [9.0])
@@ -108,36 +109,34 @@ class Story:
 
     @property
     def first_version(self) -> ModelVersion:
-        return self.platform.version("story", "1")
+        return self.platform.version("history", "1")
 
     @property
     def better_version(self) -> ModelVersion:
-        return self.platform.version("story", "2")
+        return self.platform.version("history", "2")
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=() if name == "fake" else pytest.mark.slow) for name in RIGS]
-)
-def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    made: Rig = RIGS[request.param](tmp_path_factory.mktemp(f"rig-{request.param}"))
-    yield made
-    made.close()
+@pytest.fixture(scope="module", params=rig_params(PLATFORM_RIGS))
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlatformRig]:
+    rig = PLATFORM_RIGS[request.param](tmp_path_factory.mktemp(f"rig-{request.param}"))
+    yield rig
+    rig.close()
 
 
 @pytest.fixture(scope="module")
-def story(rig: Rig) -> Story:
-    return Story(rig)
+def history(rig: PlatformRig) -> RunHistory:
+    return RunHistory(rig)
 
 
 @pytest.fixture
-def platform(rig: Rig) -> Platform:
+def platform(rig: PlatformRig) -> Platform:
     return rig.open()
 
 
 # 1. publish
 
 
-def test_1_the_same_content_under_the_same_build_is_the_same_pipeline(rig: Rig, platform: Platform) -> None:
+def test_1_the_same_content_under_the_same_build_is_the_same_pipeline(rig: PlatformRig, platform: Platform) -> None:
     """Publishing twice for a build gives the same id; another view of the store finds it, too."""
     published = platform.publish(definition(rig.root, shift=1.0), Build("twice"))
     again = rig.open().publish(definition(rig.root, shift=1.0), Build("twice"))
@@ -145,7 +144,7 @@ def test_1_the_same_content_under_the_same_build_is_the_same_pipeline(rig: Rig, 
     assert list(rig.open().pipelines(PROJECT, "twice")) == [published]
 
 
-def test_1_other_content_under_the_same_build_is_refused(rig: Rig, platform: Platform) -> None:
+def test_1_other_content_under_the_same_build_is_refused(rig: PlatformRig, platform: Platform) -> None:
     """What was published stays; the error is one of usage."""
     published = platform.publish(definition(rig.root, shift=1.0), Build("changed"))
     with pytest.raises(UsageError, match="changed"):
@@ -153,21 +152,21 @@ def test_1_other_content_under_the_same_build_is_refused(rig: Rig, platform: Pla
     assert platform.pipeline(published.id) == published
 
 
-def test_1_the_parameters_of_publication_are_content(rig: Rig, platform: Platform) -> None:
+def test_1_the_parameters_of_publication_are_content(rig: PlatformRig, platform: Platform) -> None:
     """Publishing the same files with another ALLOW_RUN_CANCEL is other content."""
     platform.publish(definition(rig.root), Build("parameters"))
     with pytest.raises(UsageError):
         platform.publish(definition(rig.root, allow_run_cancel=False), Build("parameters"))
 
 
-def test_1_two_builds_publish_the_same_content_as_two_pipelines(rig: Rig, platform: Platform) -> None:
+def test_1_two_builds_publish_the_same_content_as_two_pipelines(rig: PlatformRig, platform: Platform) -> None:
     """The id belongs to the build; the content hash does not."""
     one, two = (platform.publish(definition(rig.root), Build(build)) for build in ("one", "two"))
     assert one.id != two.id
     assert one.content_sha256 == two.content_sha256
 
 
-def test_1_two_who_publish_one_build_at_once_get_one_pipeline(rig: Rig) -> None:
+def test_1_two_who_publish_one_build_at_once_get_one_pipeline(rig: PlatformRig) -> None:
     """Both are given the same id, and one pipeline is listed."""
     frozen, found = definition(rig.root), list[str]()
     threads = [
@@ -190,12 +189,12 @@ def test_2_an_unknown_pipeline_is_an_error_of_usage(platform: Platform) -> None:
         platform.pipeline("no-such")
 
 
-def test_2_an_empty_store_lists_nothing(story: Story) -> None:
+def test_2_an_empty_store_lists_nothing(history: RunHistory) -> None:
     """An unknown build has no pipeline, no run and no model; there is no champion."""
-    assert story.before == {"champion": None, "model": None, "runs": [], "pipelines": []}
+    assert history.before == {"champion": None, "model": None, "runs": [], "pipelines": []}
 
 
-def test_2_pipelines_are_listed_for_their_project_only(rig: Rig, platform: Platform) -> None:
+def test_2_pipelines_are_listed_for_their_project_only(rig: PlatformRig, platform: Platform) -> None:
     """A build may publish several projects."""
     platform.publish(definition(rig.root), Build("projects"))
     assert list(platform.pipelines("another", "projects")) == []
@@ -204,43 +203,43 @@ def test_2_pipelines_are_listed_for_their_project_only(rig: Rig, platform: Platf
 # 3. submit, wait, cancel
 
 
-def test_3_a_run_is_what_was_published_on_the_data_of_its_submission(story: Story) -> None:
+def test_3_a_run_is_what_was_published_on_the_data_of_its_submission(history: RunHistory) -> None:
     """Parameters and data that change after the submission do not reach the run."""
-    assert story.first.status is RunStatus.COMPLETED, story.first
-    assert story.first_version.metrics["mse"] == pytest.approx(1.25 + 5.0**2)
+    assert history.first.status is RunStatus.COMPLETED, history.first
+    assert history.first_version.metrics["mse"] == pytest.approx(1.25 + 5.0**2)
 
 
-def test_3_waiting_shows_what_the_steps_say(story: Story) -> None:
+def test_3_waiting_shows_what_the_steps_say(history: RunHistory) -> None:
     """The project's lines on standard output are progress."""
-    assert "trained" in story.lines
+    assert "trained" in history.lines
 
 
-def test_3_a_run_that_failed_is_returned_with_its_reason(story: Story) -> None:
+def test_3_a_run_that_failed_is_returned_with_its_reason(history: RunHistory) -> None:
     """``wait`` raises nothing; the run has the error and the exit code of its kind."""
-    assert (story.failed.status, story.failed.exit_code, story.failed.registered) == (RunStatus.FAILED, 3, "")
-    assert "not a number in column Y" in story.failed.error
+    assert (history.failed.status, history.failed.exit_code, history.failed.registered) == (RunStatus.FAILED, 3, "")
+    assert "not a number in column Y" in history.failed.error
 
 
-def test_3_a_canceled_run_has_ended_and_registered_nothing(story: Story) -> None:
+def test_3_a_canceled_run_has_ended_and_registered_nothing(history: RunHistory) -> None:
     """``cancel`` returns when the run has ended, long before it would have by itself."""
-    assert story.canceled.status in (RunStatus.FAILED, RunStatus.CANCELED)
-    assert story.canceled.registered == ""
-    assert story.platform.model_of_build("canceled", CANCELED.id) is None
+    assert history.canceled.status in (RunStatus.FAILED, RunStatus.CANCELED)
+    assert history.canceled.registered == ""
+    assert history.platform.model_of_build("canceled", CANCELED.id) is None
 
 
-def test_3_canceling_what_has_ended_changes_nothing(story: Story) -> None:
+def test_3_canceling_what_has_ended_changes_nothing(history: RunHistory) -> None:
     """A run that has registered stays as it is."""
-    story.platform.cancel(story.first)
-    assert story.platform.wait(story.first, silent) == story.first
+    history.platform.cancel(history.first)
+    assert history.platform.wait(history.first, silent) == history.first
 
 
-def test_3_waiting_for_an_unknown_run_is_an_error_of_usage(story: Story) -> None:
+def test_3_waiting_for_an_unknown_run_is_an_error_of_usage(history: RunHistory) -> None:
     """The error names the run."""
     with pytest.raises(UsageError, match="no-such"):
-        story.platform.wait(replace(story.first, id="no-such"), silent)
+        history.platform.wait(replace(history.first, id="no-such"), silent)
 
 
-def test_3_missing_data_is_refused_by_name(rig: Rig, platform: Platform, tmp_path: Path) -> None:
+def test_3_missing_data_is_refused_by_name(rig: PlatformRig, platform: Platform, tmp_path: Path) -> None:
     """Nothing is started, and no run is listed."""
     published = platform.publish(definition(rig.root), Build("no-data"))
     with pytest.raises(Exception, match="nowhere.csv"):
@@ -251,79 +250,79 @@ def test_3_missing_data_is_refused_by_name(rig: Rig, platform: Platform, tmp_pat
 # 4. whole versions
 
 
-def test_4_a_version_carries_everything_from_the_call_that_creates_it(story: Story) -> None:
+def test_4_a_version_carries_everything_from_the_call_that_creates_it(history: RunHistory) -> None:
     """Where it came from: run, build, commit, pipeline, data, lock, rows; the files and metrics are there."""
-    version = story.first_version
-    pipeline = story.platform.pipelines(PROJECT, FIRST.id)[0]
+    version = history.first_version
+    pipeline = history.platform.pipelines(PROJECT, FIRST.id)[0]
     expected = {
-        "run_id": story.first.id,
+        "run_id": history.first.id,
         "build_id": "b1",
         "build_uri": "https://ci.example/1",
         "git_commit": "c0ffee",
         "pipeline_id": pipeline.id,
-        "data_sha256": sha256_of(story.rig.root / "data" / "mean.csv"),
-        "lock_sha256": sha256_of(story.rig.root / "requirements" / "all.txt"),
+        "data_sha256": sha256_of(history.rig.root / "data" / "mean.csv"),
+        "lock_sha256": sha256_of(history.rig.root / "requirements" / "all.txt"),
         "training_rows_sha256": version.files["training-rows.json"],
         "runtime": "script",
     }
     assert {name: version.tags[name] for name in expected} == expected
-    assert (version.name, version.version, version.reference) == ("story", "1", "story:1")
+    assert (version.name, version.version, version.reference) == ("history", "1", "history:1")
     assert version.withdrawn == ""
     assert {"model/mean.json", "model/signature.json", "metrics.json"} <= version.files.keys()
 
 
-def test_4_a_reader_sees_whole_versions_only(story: Story) -> None:
+def test_4_a_reader_sees_whole_versions_only(history: RunHistory) -> None:
     """While a version is being registered another task sees none of it, or all of it."""
-    final = story.platform.model_of_build("story", BETTER.id)
-    assert story.reader.errors == []
-    assert [seen for seen in story.reader.seen if seen != final] == []
+    final = history.platform.model_of_build("history", BETTER.id)
+    assert history.reader.errors == []
+    assert [seen for seen in history.reader.seen if seen != final] == []
 
 
-def test_4_a_run_registers_one_version_at_most(story: Story) -> None:
+def test_4_a_run_registers_one_version_at_most(history: RunHistory) -> None:
     """Three runs for this model, two accepted: the third number does not exist."""
-    assert story.first.registered == "story:1"
-    assert story.better.registered == "story:2"
-    with pytest.raises(UsageError, match="story:3"):
-        story.platform.version("story", "3")
+    assert history.first.registered == "history:1"
+    assert history.better.registered == "history:2"
+    with pytest.raises(UsageError, match="history:3"):
+        history.platform.version("history", "3")
 
 
-def test_4_a_run_that_failed_registered_nothing(story: Story) -> None:
+def test_4_a_run_that_failed_registered_nothing(history: RunHistory) -> None:
     """Neither a version nor a champion."""
-    assert story.platform.model_of_build("failing", FAILING.id) is None
-    assert story.platform.champion("failing") is None
+    assert history.platform.model_of_build("failing", FAILING.id) is None
+    assert history.platform.champion("failing") is None
 
 
 # 5. runs and models of a build
 
 
-def test_5_runs_are_listed_by_build(story: Story) -> None:
+def test_5_runs_are_listed_by_build(history: RunHistory) -> None:
     """Each with how it ended, seen from another view, too."""
-    assert list(story.rig.open().runs(PROJECT, FIRST.id)) == [story.first]
-    assert list(story.rig.open().runs("another", FIRST.id)) == []
+    assert list(history.rig.open().runs(PROJECT, FIRST.id)) == [history.first]
+    assert list(history.rig.open().runs("another", FIRST.id)) == []
 
 
-def test_5_a_build_whose_run_was_rejected_has_no_model(story: Story) -> None:
+def test_5_a_build_whose_run_was_rejected_has_no_model(history: RunHistory) -> None:
     """The run ends as canceled, with its verdict."""
-    assert story.worse.status is RunStatus.CANCELED
-    assert story.worse.verdict["accept"] is False
-    assert story.platform.model_of_build("story", WORSE.id) is None
+    assert history.worse.status is RunStatus.CANCELED
+    assert history.worse.verdict["accept"] is False
+    assert history.platform.model_of_build("history", WORSE.id) is None
 
 
-def test_5_a_builds_model_is_its_own(story: Story) -> None:
+def test_5_a_builds_model_is_its_own(history: RunHistory) -> None:
     """Not the newest of all."""
-    assert story.platform.model_of_build("story", FIRST.id) == story.first_version
+    assert history.platform.model_of_build("history", FIRST.id) == history.first_version
 
 
 # 6. one gate at a time
 
 
-def test_6_two_runs_at_once_both_end(story: Story) -> None:
+def test_6_two_runs_at_once_both_end(history: RunHistory) -> None:
     """On a store that was empty; the champion is the better of the two, whichever came first."""
-    assert [run.status for run in story.racers] in (
+    assert [run.status for run in history.racers] in (
         [RunStatus.COMPLETED, RunStatus.COMPLETED],
         [RunStatus.CANCELED, RunStatus.COMPLETED],
     )
-    champion = story.platform.champion("race")
+    champion = history.platform.champion("race")
     assert champion is not None
     assert champion.tags["build_id"] == RACERS[1].id
 
@@ -331,79 +330,79 @@ def test_6_two_runs_at_once_both_end(story: Story) -> None:
 # 7. the champion
 
 
-def test_7_the_champion_is_what_the_gate_registered_last(story: Story, tmp_path: Path) -> None:
+def test_7_the_champion_is_what_the_gate_registered_last(history: RunHistory, tmp_path: Path) -> None:
     """The rejected candidate after it changed nothing."""
-    assert story.better_version == story.platform.champion("story")
-    assert story.worse.verdict["champion"] == pytest.approx(1.25 + 1.0**2)
+    assert history.better_version == history.platform.champion("history")
+    assert history.worse.verdict["champion"] == pytest.approx(1.25 + 1.0**2)
 
 
 # 8. download
 
 
-def test_8_a_download_is_the_version_byte_for_byte(story: Story, tmp_path: Path) -> None:
+def test_8_a_download_is_the_version_byte_for_byte(history: RunHistory, tmp_path: Path) -> None:
     """The directory holds the version's files and no other."""
-    story.platform.download(story.better_version, tmp_path)
-    assert hash_files(tmp_path) == dict(story.better_version.files)
+    history.platform.download(history.better_version, tmp_path)
+    assert hash_files(tmp_path) == dict(history.better_version.files)
 
 
 # 11. plots
 
 
-def test_11_a_run_keeps_the_plots_of_its_steps(story: Story) -> None:
+def test_11_a_run_keeps_the_plots_of_its_steps(history: RunHistory) -> None:
     """Also one whose candidate was rejected, for that is when people look; a run that failed at once drew none."""
-    for run in (story.better, story.worse):
-        plots = story.rig.open().plots(run)
+    for run in (history.better, history.worse):
+        plots = history.rig.open().plots(run)
         assert "mean.svg" in plots
         assert all(svg.startswith("<svg") for svg in plots.values())
-    assert story.platform.plots(story.failed) == {}
+    assert history.platform.plots(history.failed) == {}
 
 
 # 9. withdraw; 8 and 10 for what is broken. From here on the order counts: each test says what it leaves.
 
 
-def test_9_an_unknown_version_cannot_be_withdrawn(story: Story) -> None:
+def test_9_an_unknown_version_cannot_be_withdrawn(history: RunHistory) -> None:
     """It is an error of usage that names it."""
-    with pytest.raises(UsageError, match="story:99"):
-        story.platform.withdraw(replace(story.better_version, version="99"), "unknown")
+    with pytest.raises(UsageError, match="history:99"):
+        history.platform.withdraw(replace(history.better_version, version="99"), "unknown")
 
 
-def test_9_after_a_withdrawal_the_champion_before_takes_over(story: Story) -> None:
+def test_9_after_a_withdrawal_the_champion_before_takes_over(history: RunHistory) -> None:
     """Twice is as once; the first reason stays; leaves version 1 as champion."""
-    withdrawn = story.better_version
-    assert story.platform.withdraw(withdrawn, "bad data") == story.first_version
-    assert story.platform.withdraw(withdrawn, "again") == story.first_version
-    assert story.rig.open().champion("story") == story.first_version
-    assert story.better_version.withdrawn == "bad data"
-    assert story.platform.model_of_build("story", BETTER.id) is None
+    withdrawn = history.better_version
+    assert history.platform.withdraw(withdrawn, "bad data") == history.first_version
+    assert history.platform.withdraw(withdrawn, "again") == history.first_version
+    assert history.rig.open().champion("history") == history.first_version
+    assert history.better_version.withdrawn == "bad data"
+    assert history.platform.model_of_build("history", BETTER.id) is None
 
 
-def test_8_a_damaged_version_is_refused(story: Story, tmp_path: Path) -> None:
+def test_8_a_damaged_version_is_refused(history: RunHistory, tmp_path: Path) -> None:
     """The error names the file; leaves version 1 damaged."""
-    story.rig.damage(story.first_version)
+    history.rig.damage(history.first_version)
     with pytest.raises(IntegrityError, match=r"model/mean\.json"):
-        story.platform.download(story.first_version, tmp_path)
+        history.platform.download(history.first_version, tmp_path)
 
 
-def test_9_when_all_are_withdrawn_there_is_no_champion(story: Story) -> None:
+def test_9_when_all_are_withdrawn_there_is_no_champion(history: RunHistory) -> None:
     """The alias falls back to none."""
-    assert story.platform.withdraw(story.first_version, "damaged") is None
-    assert story.rig.open().champion("story") is None
+    assert history.platform.withdraw(history.first_version, "damaged") is None
+    assert history.rig.open().champion("history") is None
 
 
 # 10. errors
 
 
-def test_10_what_cannot_be_reached_is_named(rig: Rig) -> None:
+def test_10_what_cannot_be_reached_is_named(rig: PlatformRig) -> None:
     """With its address, as unavailable, in bounded time."""
     platform = rig.unreachable()
     if platform is None:
         pytest.skip("this adapter has no service")
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9"):
-        platform.champion("story")
+        platform.champion("history")
 
 
-def test_10_doctor_finds_nothing_wrong_with_a_store_that_works(story: Story) -> None:
+def test_10_doctor_finds_nothing_wrong_with_a_store_that_works(history: RunHistory) -> None:
     """Each finding says what was looked at."""
-    findings = story.platform.diagnose()
+    findings = history.platform.diagnose()
     assert [finding for finding in findings if not finding.ok] == []
     assert all(finding.subject and finding.detail for finding in findings)

@@ -1,109 +1,45 @@
-"""The contract of the Target port (ml_service/ports.py), held against every adapter: each is a rig."""
+"""The contract of the Target port (ml_service/ports.py), held against every rig of ``tests.support.rigs``."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 import requests
 
-from ml_service.config import LocalSettings, Settings
 from ml_service.errors import MlopsError, UnavailableError, UnhealthyError, UsageError
 from ml_service.ports import Endpoint, Release, Target
-from ml_service.targets import open_target
-from tests.support.containers import AksRig, DockerRig
-from tests.support.deployments import MakeRelease, deploy, no_question, question, releases, version_at
-from tests.support.fake_target import EXAMPLES, FakeTarget
-from tests.support.rigs.azure import AciRig, AzureRig, WebAppRig
+from tests.support.releases import (
+    FIRST_REQUEST,
+    MakeRelease,
+    deploy,
+    no_verification,
+    release_maker,
+    smoke_test,
+    version_at,
+)
+from tests.support.rigs import TARGET_RIGS, TargetRig, rig_params
 from tests.support.traffic import Traffic
 
 
-class Rig(Protocol):
-    """What the suite needs of an adapter: an open one, and another view of the same target, as another task has."""
-
-    @property
-    def target(self) -> Target: ...
-
-    def again(self) -> Target: ...
-
-    def prepare(self, release: Release) -> Release: ...
-
-    def close(self) -> None: ...
-
-
-class FakeRig:
-    def __init__(self, _directory: Path) -> None:
-        self.target: FakeTarget = FakeTarget()
-
-    def again(self) -> Target:
-        return self.target
-
-    def prepare(self, release: Release) -> Release:
-        return release
-
-    def close(self) -> None:
-        self.target.close()
-
-
-class LocalRig:
-    def __init__(self, directory: Path) -> None:
-        self._settings = Settings(
-            root=directory,
-            home=directory / "home",
-            store=directory / "home" / "store",
-            local=LocalSettings(port=0, startup_timeout=30, drain_timeout=30),
-            env=dict(os.environ),
-        )
-        self.target = self.again()
-
-    def again(self) -> Target:
-        return open_target("local", self._settings)
-
-    def prepare(self, release: Release) -> Release:
-        return release
-
-    def close(self) -> None:
-        self.again().undeploy(print)
-
-
-RIGS: dict[str, Callable[[Path], Rig]] = {
-    "fake": FakeRig,
-    "local": LocalRig,
-    "docker": DockerRig,
-    "aks": AksRig,
-    "aci": AciRig,
-    "webapp": WebAppRig,
-}
-
-MARKS = {
-    "local": pytest.mark.slow,
-    "docker": pytest.mark.docker,
-    "aks": pytest.mark.kubernetes,
-    "aci": pytest.mark.docker,
-    "webapp": pytest.mark.docker,
-}
-
-
-@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(RIGS)])
-def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    made = RIGS[request.param](tmp_path)
-    yield made
-    made.close()
+@pytest.fixture(params=rig_params(TARGET_RIGS))
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TargetRig]:
+    rig = TARGET_RIGS[request.param](tmp_path)
+    yield rig
+    rig.close()
 
 
 @pytest.fixture
-def target(rig: Rig) -> Target:
+def target(rig: TargetRig) -> Target:
     return rig.target
 
 
 @pytest.fixture
-def release(tmp_path: Path, rig: Rig) -> MakeRelease:
-    return releases(rig, tmp_path)
+def release(tmp_path: Path, rig: TargetRig) -> MakeRelease:
+    return release_maker(rig, tmp_path)
 
 
 def serving_version(target: Target) -> str:
@@ -114,16 +50,6 @@ def model_versions(target: Target) -> tuple[str, str | None]:
     status = target.status()
     assert status is not None
     return status.model["version"], status.previous["version"] if status.previous else None
-
-
-def under_load(rig: Rig) -> tuple[Target, Callable[[], Endpoint] | None]:
-    """The target and, on Container Instances alone, how its clients follow: there the address moves (ADR 0070)."""
-    if isinstance(rig, AciRig):
-        return rig.again(ACI_DRAIN_SECONDS="6"), rig.again().endpoint
-    if isinstance(rig, AksRig):
-        # As deployed: kube-proxy needs seconds to notice that a pod ends, more where tests keep the machine busy.
-        return rig.again(AKS_DRAIN_SECONDS="15"), None
-    return rig.target, None
 
 
 class TestPlan:
@@ -158,11 +84,11 @@ class TestApply:
     def test_a_first_deployment_serves(self, target: Target, release: MakeRelease) -> None:
         """Status tells what was deployed, and the endpoint passes the package's smoke test."""
         first = release("1")
-        status = target.apply(target.plan(first), no_question, print)
+        status = target.apply(target.plan(first), no_verification, print)
         assert (status.target, status.model) == (target.name, {"name": "toy", "version": "1"})
         assert (status.package_sha256, status.build_id) == (first.package_sha256, "build-1")
         assert (status.previous, status.state) == (None, "serving")
-        question(target.endpoint(), first)
+        smoke_test(target.endpoint(), first)
 
     def test_the_version_before_serves_while_the_candidate_is_questioned(
         self, target: Target, release: MakeRelease
@@ -173,7 +99,7 @@ class TestApply:
         seen: list[str] = []
 
         def verify(endpoint: Endpoint, package: Path | None) -> None:
-            question(endpoint, second)
+            smoke_test(endpoint, second)
             seen.append(serving_version(target))
 
         target.apply(target.plan(second), verify, print)
@@ -211,18 +137,16 @@ class TestApply:
         assert target.status() == before
         assert serving_version(target) == "1"
 
-    def test_no_request_is_lost_while_versions_change(self, rig: Rig, release: MakeRelease) -> None:
+    def test_no_request_is_lost_while_versions_change(self, rig: TargetRig, release: MakeRelease) -> None:
         """Under load, with keep-alive and without, every request that was sent gets its answer, also by rollback."""
         first, second = release("1"), release("2")
-        target, follow = under_load(rig)
-        # The emulated Azure is a part of this process, and must not starve.
-        clients = 4 if isinstance(rig, AzureRig) else 8
+        target, follow = rig.under_load()
         deploy(target, first)
-        with Traffic(target.endpoint(), EXAMPLES["examples"][0]["request"], clients=clients, follow=follow) as traffic:
+        with Traffic(target.endpoint(), FIRST_REQUEST, clients=rig.clients, follow=follow) as traffic:
             for number, next_release in enumerate([second, first, second], start=1):
                 deploy(target, next_release)
                 traffic.wait_for(number * 100)
-            target.rollback(no_question, print)
+            target.rollback(no_verification, print)
             traffic.wait_for(traffic.answered + 100)
         assert traffic.lost == []
         assert set(traffic.versions) == {"1", "2"}
@@ -231,14 +155,14 @@ class TestApply:
 class TestConcurrency:
     """4. Two deployments at once: the result is always one of them, whole."""
 
-    def test_two_deployments_at_once(self, rig: Rig, release: MakeRelease) -> None:
+    def test_two_deployments_at_once(self, rig: TargetRig, release: MakeRelease) -> None:
         """One waits or is refused; what serves is what status says, and the loser is at most ``previous``."""
         releases = [release("1"), release("2")]
         errors: list[MlopsError] = []
 
         def run(chosen: Release) -> None:
             try:
-                deploy(rig.again(), chosen)
+                deploy(rig.open(), chosen)
             except MlopsError as error:
                 errors.append(error)
 
@@ -256,13 +180,13 @@ class TestConcurrency:
 class TestRollback:
     """5. ``rollback`` moves back to ``previous``; there is no canary to promote."""
 
-    def test_rollback_brings_back_the_version_before(self, rig: Rig, release: MakeRelease) -> None:
+    def test_rollback_brings_back_the_version_before(self, rig: TargetRig, release: MakeRelease) -> None:
         """Within a minute it serves again, questioned like any candidate; what was left is not ``previous``."""
         first, second = release("1"), release("2")
         deploy(rig.target, first)
         deploy(rig.target, second)
         began = time.monotonic()
-        status = rig.again().rollback(lambda endpoint, package: question(endpoint, first), print)
+        status = rig.open().rollback(lambda endpoint, package: smoke_test(endpoint, first), print)
         assert time.monotonic() - began < 60
         assert (status.model["version"], status.previous, status.package_sha256) == ("1", None, first.package_sha256)
         assert serving_version(rig.target) == "1"
@@ -284,10 +208,10 @@ class TestRollback:
     def test_nothing_to_go_back_to(self, target: Target, release: MakeRelease) -> None:
         """Without a deployment, after the first one, and after a rollback."""
         with pytest.raises(UsageError):
-            target.rollback(no_question, print)
+            target.rollback(no_verification, print)
         deploy(target, release("1"))
         with pytest.raises(UsageError):
-            target.rollback(no_question, print)
+            target.rollback(no_verification, print)
 
     def test_nothing_to_promote(self, target: Target, release: MakeRelease) -> None:
         """A target without canaries says so."""
@@ -299,12 +223,12 @@ class TestRollback:
 class TestUndeploy:
     """6. ``undeploy`` removes everything but the logs and is idempotent."""
 
-    def test_undeploy_ends_the_service(self, rig: Rig, release: MakeRelease) -> None:
+    def test_undeploy_ends_the_service(self, rig: TargetRig, release: MakeRelease) -> None:
         """Nothing answers, nothing is deployed, and a second time is no error; the next deployment starts afresh."""
         deploy(rig.target, release("1"))
         url = rig.target.endpoint().url
         rig.target.undeploy(print)
-        rig.again().undeploy(print)
+        rig.open().undeploy(print)
         assert rig.target.status() is None
         with pytest.raises(requests.ConnectionError):
             requests.get(f"{url}/health/live", timeout=30)
@@ -336,7 +260,7 @@ class TestKeysAndLogs:
         statuses = [
             requests.post(
                 f"{target.endpoint().url}/score",
-                json=EXAMPLES["examples"][0]["request"],
+                json=FIRST_REQUEST,
                 headers={"Authorization": f"Bearer {key}"},
                 timeout=30,
             ).status_code

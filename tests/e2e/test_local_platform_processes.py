@@ -17,9 +17,10 @@ import pytest
 import requests
 
 from ml_service.ports import RunStatus
-from tests.support.local_platform import Desk, ended, until
+from tests.support.local_platform import LocalPlatformEnv, ended
 from tests.support.ports import free_port
 from tests.support.repositories import definition
+from tests.support.waiting import wait_until
 
 # A run takes seconds by itself, and many times that where other things run.
 pytestmark = pytest.mark.timeout(900)
@@ -48,18 +49,18 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def test_two_trainings_at_once_both_finish(tmp_path: Path) -> None:
     """``inv train`` twice, on an empty store and then on a filled one: whole versions only, the best is champion."""
-    desk = Desk(tmp_path, create=False)
+    env = LocalPlatformEnv(tmp_path, create=False)
     for attempt, shifts in (("empty", (2.0, 1.0)), ("filled", (0.5, 0.25))):
         builds = [f"{attempt}-{number}" for number in (1, 2)]
         for build, shift in zip(builds, shifts, strict=True):
-            definition(desk.root, shift=shift)
-            assert ended(desk.inv("publish", "--build-id", build))[0] == 0
-        racing = [desk.inv("train", "--build-id", build) for build in builds]
+            definition(env.root, shift=shift)
+            assert ended(env.inv("publish", "--build-id", build))[0] == 0
+        racing = [env.inv("train", "--build-id", build) for build in builds]
         for process in racing:
             code, out, err = ended(process)
             assert code == 0, out + err
-        versions = desk.whole_versions()
-        assert desk.platform.champion("mean_regression") == versions[-1]
+        versions = env.whole_versions()
+        assert env.platform.champion("mean_regression") == versions[-1]
         assert versions[-1].tags["build_id"] == builds[1]
 
 
@@ -100,7 +101,7 @@ def postgres() -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        until(lambda: answers(port) or process.poll() is not None)
+        wait_until(lambda: answers(port) or process.poll() is not None, "it answers", 120)
         assert process.poll() is None
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
@@ -132,7 +133,7 @@ def tracking_server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> 
             start_new_session=True,
         )
     try:
-        until(lambda: process.poll() is not None or is_well(f"{url}/health"), 240)
+        wait_until(lambda: process.poll() is not None or is_well(f"{url}/health"), "it is healthy", 240)
         assert process.poll() is None, (place / "log").read_text()[-2000:]
         yield url
     finally:
@@ -149,27 +150,27 @@ def is_well(url: str) -> bool:
 
 def test_a_tracking_server_on_postgresql_takes_the_place_of_sqlite(tracking_server: str, tmp_path: Path) -> None:
     """MLFLOW_TRACKING_URI alone moves runs, versions, files and the alias there."""
-    desk = Desk(tmp_path, create=False, MLFLOW_TRACKING_URI=tracking_server)
-    runs = [desk.train(f"b{number}", shift=shift) for number, shift in enumerate((2.0, 1.0, 3.0), 1)]
+    env = LocalPlatformEnv(tmp_path, create=False, MLFLOW_TRACKING_URI=tracking_server)
+    runs = [env.train(f"b{number}", shift=shift) for number, shift in enumerate((2.0, 1.0, 3.0), 1)]
     assert [(run.status, run.registered, run.error) for run in runs] == [
         (RunStatus.COMPLETED, "mean_regression:1", ""),
         (RunStatus.COMPLETED, "mean_regression:2", ""),
         (RunStatus.CANCELED, "", ""),
     ]
-    first, second = desk.whole_versions()
-    platform = desk.platform
+    first, second = env.whole_versions()
+    platform = env.platform
     assert platform.champion("mean_regression") == second
     assert platform.model_of_build("mean_regression", "b1") == first
     assert platform.withdraw(second, "bad data") == first
     assert platform.champion("mean_regression") == first
     assert [finding for finding in platform.diagnose() if not finding.ok] == []
-    assert not (desk.settings.store / "mlflow.db").exists()
+    assert not (env.settings.store / "mlflow.db").exists()
 
 
 def test_the_pages_show_until_interrupted(tmp_path: Path) -> None:
     """``inv ui`` serves on the port it names; Ctrl-C ends it and what it started."""
-    desk, port = Desk(tmp_path), free_port()
-    process = desk.inv("ui", "--port", str(port))
+    env, port = LocalPlatformEnv(tmp_path), free_port()
+    process = env.inv("ui", "--port", str(port))
     assert process.stdout is not None
     said = _lines_until(process.stdout, "Ctrl-C ends it")
     assert is_well(f"http://127.0.0.1:{port}/")
@@ -177,4 +178,4 @@ def test_the_pages_show_until_interrupted(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     code, out, err = ended(process)
     assert code == 130, out + err
-    until(lambda: not answers(port))
+    wait_until(lambda: not answers(port), "it has stopped", 120)

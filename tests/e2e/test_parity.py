@@ -21,7 +21,8 @@ import pytest
 
 from emulators import Emulator
 from ml_service.stages import STAGES
-from tests.support.containers import engine_or_skip, registry_or_skip, removing_images
+from tests.support.images import removing_images
+from tests.support.services import engine_or_skip, registry_or_skip
 from tests.support.sources import ROOT, repository_files
 from tools.azure_pipelines.expand import expand
 from tools.azure_pipelines.model import Pipeline, read

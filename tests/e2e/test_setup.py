@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,9 +110,7 @@ class Clone:
 
     def wait_for_uv(self, process: subprocess.Popen[str]) -> None:
         """Wait until a call has come as far as installing the lock."""
-        deadline = time.monotonic() + 60
-        while self.uv_calls == 0 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: self.uv_calls or process.poll() is not None, "uv is called or the process has ended")
         assert (self.uv_calls, process.poll()) == (1, None)
 
 

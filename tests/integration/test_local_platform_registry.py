@@ -12,26 +12,26 @@ from mlflow import MlflowClient
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError, UsageError
 from ml_service.platforms.local.mlflow_store import CHAMPION, MlflowStore, default_uri, version_tags
 from ml_service.ports import ModelVersion
-from tests.support.local_platform import Desk
+from tests.support.local_platform import LocalPlatformEnv
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("registry"))
+def env(tmp_path_factory: pytest.TempPathFactory) -> LocalPlatformEnv:
+    return LocalPlatformEnv(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture(scope="module")
-def client(desk: Desk) -> MlflowClient:
+def client(env: LocalPlatformEnv) -> MlflowClient:
     """MLflow's own view of the store."""
-    uri = default_uri(desk.settings.store)
+    uri = default_uri(env.settings.store)
     return MlflowClient(uri, uri)
 
 
-def open_store(desk: Desk, machine: Path | None = None) -> MlflowStore:
+def open_store(env: LocalPlatformEnv, machine: Path | None = None) -> MlflowStore:
     """The store as a machine sees it: with lock files of its own, on the tracking store that all share."""
-    return MlflowStore(default_uri(desk.settings.store), machine or desk.settings.store, "experiment")
+    return MlflowStore(default_uri(env.settings.store), machine or env.settings.store, "experiment")
 
 
 def register(store: MlflowStore, name: str, files: Path, *, newest_seen: int | None = None) -> ModelVersion:
@@ -49,9 +49,9 @@ def register(store: MlflowStore, name: str, files: Path, *, newest_seen: int | N
     return store.register(run, name, files, version_tags(registration, {"build_id": "b"}), newest_seen=seen)
 
 
-def test_a_race_lost_to_another_machine_is_noticed(desk: Desk, tmp_path: Path) -> None:
+def test_a_race_lost_to_another_machine_is_noticed(env: LocalPlatformEnv, tmp_path: Path) -> None:
     """A lock file does not reach another machine, but its version is seen: ours is taken back, theirs stays."""
-    here, there = open_store(desk, tmp_path / "here"), open_store(desk, tmp_path / "there")
+    here, there = open_store(env, tmp_path / "here"), open_store(env, tmp_path / "there")
     seen_before_the_gate = here.newest("raced")
     theirs = register(there, "raced", tmp_path / "theirs")
     with pytest.raises(UnavailableError, match="another run registered raced:1") as caught:
@@ -62,14 +62,14 @@ def test_a_race_lost_to_another_machine_is_noticed(desk: Desk, tmp_path: Path) -
 
 
 def test_a_run_killed_between_version_and_alias_is_finished_by_the_next(
-    desk: Desk, client: MlflowClient, tmp_path: Path
+    env: LocalPlatformEnv, client: MlflowClient, tmp_path: Path
 ) -> None:
     """The version was whole already, so it is the champion."""
-    store = open_store(desk)
+    store = open_store(env)
     register(store, "settled", tmp_path)
     second = register(store, "settled", tmp_path)
     client.set_registered_model_alias("settled", CHAMPION, "1")
-    assert desk.platform.champion("settled") == second
+    assert env.platform.champion("settled") == second
     assert store.champion("settled") == second
 
 
@@ -80,9 +80,11 @@ def stored(client: MlflowClient, version: ModelVersion) -> Path:
     return path
 
 
-def test_a_damaged_version_is_named_with_the_way_out(desk: Desk, client: MlflowClient, tmp_path: Path) -> None:
+def test_a_damaged_version_is_named_with_the_way_out(
+    env: LocalPlatformEnv, client: MlflowClient, tmp_path: Path
+) -> None:
     """Exit code 8; withdrawing it is the next step."""
-    store = open_store(desk)
+    store = open_store(env)
     version = register(store, "damaged", tmp_path / "files")
     stored(client, version).write_text("other")
     with pytest.raises(IntegrityError, match="model.txt was changed") as caught:
@@ -90,9 +92,11 @@ def test_a_damaged_version_is_named_with_the_way_out(desk: Desk, client: MlflowC
     assert caught.value.next_step.startswith("withdraw damaged:1")
 
 
-def test_files_that_are_gone_are_told_as_unavailable(desk: Desk, client: MlflowClient, tmp_path: Path) -> None:
+def test_files_that_are_gone_are_told_as_unavailable(
+    env: LocalPlatformEnv, client: MlflowClient, tmp_path: Path
+) -> None:
     """The store is named."""
-    store = open_store(desk)
+    store = open_store(env)
     version = register(store, "gone", tmp_path / "files")
     stored(client, version).unlink()
     with pytest.raises((UnavailableError, IntegrityError)):
@@ -104,9 +108,11 @@ def make(directory: Path) -> Path:
     return directory
 
 
-def test_what_others_put_under_the_name_is_not_ours_to_serve(desk: Desk, client: MlflowClient, tmp_path: Path) -> None:
+def test_what_others_put_under_the_name_is_not_ours_to_serve(
+    env: LocalPlatformEnv, client: MlflowClient, tmp_path: Path
+) -> None:
     """A version without our tags is neither listed nor champion, and does not stop the next registration."""
-    store = open_store(desk)
+    store = open_store(env)
     ours = register(store, "shared", tmp_path)
     client.create_model_version("shared", "file:///elsewhere")
     assert store.versions("shared") == [ours]
@@ -117,21 +123,21 @@ def test_what_others_put_under_the_name_is_not_ours_to_serve(desk: Desk, client:
     assert [version.version for version in store.versions("shared")] == ["1", "3"]
 
 
-def test_an_alias_set_by_hand_is_put_right(desk: Desk, client: MlflowClient, tmp_path: Path) -> None:
+def test_an_alias_set_by_hand_is_put_right(env: LocalPlatformEnv, client: MlflowClient, tmp_path: Path) -> None:
     """The champion is what the gate registered last and nobody withdrew."""
-    store = open_store(desk)
+    store = open_store(env)
     first, second = register(store, "aliased", tmp_path), register(store, "aliased", tmp_path)
     assert store.withdraw(second, "bad") == first
     client.set_registered_model_alias("aliased", CHAMPION, "2")
-    assert desk.platform.champion("aliased") == first
+    assert env.platform.champion("aliased") == first
     assert store.withdraw(first, "bad too") is None
     with pytest.raises(Exception, match="alias"):
         client.get_model_version_by_alias("aliased", CHAMPION)
 
 
-def test_a_version_tells_metrics_and_files_as_they_were_registered(desk: Desk, tmp_path: Path) -> None:
+def test_a_version_tells_metrics_and_files_as_they_were_registered(env: LocalPlatformEnv, tmp_path: Path) -> None:
     """And when it was made, in UTC."""
-    version = register(open_store(desk), "told", tmp_path)
+    version = register(open_store(env), "told", tmp_path)
     assert (dict(version.metrics), sorted(version.files), version.tags["runtime"]) == (
         {"mse": 1.0},
         ["model.txt"],
@@ -161,17 +167,17 @@ def test_a_database_that_is_none_is_told_by_its_address(tmp_path: Path) -> None:
         MlflowStore("", tmp_path, "experiment")
 
 
-def test_frozen_sources_that_changed_are_not_run(desk: Desk) -> None:
+def test_frozen_sources_that_changed_are_not_run(env: LocalPlatformEnv) -> None:
     """What was published is checked before each run; exit code 8."""
-    run = desk.submit("frozen", "frozen")
-    desk.platform.cancel(run)
-    frozen = desk.settings.store / "pipelines" / "mean_regression" / "frozen"
+    run = env.submit("frozen", "frozen")
+    env.platform.cancel(run)
+    frozen = env.settings.store / "pipelines" / "mean_regression" / "frozen"
     (frozen / "sources" / "mean_regression" / "parameters.json").write_text("{}")
     with pytest.raises(IntegrityError, match="parameters.json was changed"):
-        desk.submit("frozen", "frozen")
+        env.submit("frozen", "frozen")
     (frozen / "pipeline.json").write_text(json.dumps({"id": 1}))
     with pytest.raises(IntegrityError, match=r"pipeline\.json"):
-        desk.platform.pipelines("mean_regression", "frozen")
+        env.platform.pipelines("mean_regression", "frozen")
     for path in sorted(frozen.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     frozen.rmdir()

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +28,10 @@ from ml_service.targets import open_target
 from ml_service.targets.local.state import Paths
 from ml_service.targets.local.supervisor_client import SupervisorClient
 from ml_service.targets.local.target import LocalTarget
-from tests.support.deployments import no_question
-from tests.support.fake_target import EXAMPLES, make_release
 from tests.support.ports import free_port
+from tests.support.releases import EXAMPLES, make_release, no_verification
 from tests.support.traffic import Traffic
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUEST = EXAMPLES["examples"][0]["request"]
 
 
-class Bench:
+class LocalTargetEnv:
     """A local target in a directory of its own, and the releases to put on it."""
 
     def __init__(self, directory: Path) -> None:
@@ -118,15 +117,6 @@ def question_of(release: Release) -> Verify:
     return lambda endpoint, package: smoke(endpoint, release.package, timeout=30, progress=print)
 
 
-def eventually(condition: Callable[[], bool], timeout: float = 60) -> bool:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def is_gone(process: int) -> bool:
     """Whether it ended; one that nobody has waited for yet counts as ended."""
     try:
@@ -136,50 +126,50 @@ def is_gone(process: int) -> bool:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
+def env(tmp_path: Path) -> Iterator[LocalTargetEnv]:
+    made = LocalTargetEnv(tmp_path)
     yield made
     made.target.undeploy(print)
-    assert eventually(lambda: made.processes == [])
+    wait_until(lambda: made.processes == [], "every process of the target has ended")
 
 
 class TestLoad:
     """No request is lost while versions change: fully sent, no complete 2xx, never sent again by the client."""
 
-    def test_two_thousand_requests_over_several_swaps(self, bench: Bench) -> None:
+    def test_two_thousand_requests_over_several_swaps(self, env: LocalTargetEnv) -> None:
         """Deployments, a refused one and a rollback under load, with keep-alive and without."""
-        lose_nothing(bench, requests_at_least=2_000)
+        lose_nothing(env, requests_at_least=2_000)
 
     @pytest.mark.soak
     @pytest.mark.timeout(1800)
-    def test_twenty_thousand_requests_over_many_swaps(self, bench: Bench) -> None:
+    def test_twenty_thousand_requests_over_many_swaps(self, env: LocalTargetEnv) -> None:
         """The full size."""
-        lose_nothing(bench, requests_at_least=20_000)
+        lose_nothing(env, requests_at_least=20_000)
 
-    def test_a_request_in_flight_is_answered_by_the_version_it_went_to(self, bench: Bench) -> None:
+    def test_a_request_in_flight_is_answered_by_the_version_it_went_to(self, env: LocalTargetEnv) -> None:
         """The version before ends what it works on, while the new one has the traffic already."""
-        bench.deploy(bench.release("1", fault="slow"))
+        env.deploy(env.release("1", fault="slow"))
         answers: list[str] = []
-        asking = [threading.Thread(target=lambda: answers.append(bench.serving)) for _ in range(5)]
+        asking = [threading.Thread(target=lambda: answers.append(env.serving)) for _ in range(5)]
         for thread in asking:
             thread.start()
-        bench.deploy(bench.release("2"))
+        env.deploy(env.release("2"))
         for thread in asking:
             thread.join()
-        assert bench.serving == "2"
+        assert env.serving == "2"
         assert len(answers) == 5 and "1" in answers
 
 
-def lose_nothing(bench: Bench, *, requests_at_least: int) -> None:
-    first, second, wrong = bench.release("1"), bench.release("2"), bench.release("3", fault="wrong")
-    bench.deploy(first)
-    with Traffic(bench.target.endpoint(), REQUEST) as traffic:
+def lose_nothing(env: LocalTargetEnv, *, requests_at_least: int) -> None:
+    first, second, wrong = env.release("1"), env.release("2"), env.release("3", fault="wrong")
+    env.deploy(first)
+    with Traffic(env.target.endpoint(), REQUEST) as traffic:
         while traffic.answered + len(traffic.lost) < requests_at_least:
-            bench.deploy(second)
+            env.deploy(second)
             traffic.wait_for(traffic.answered + 100)
             with pytest.raises(UnhealthyError):
-                bench.deploy(wrong)
-            bench.target.rollback(no_question, print)
+                env.deploy(wrong)
+            env.target.rollback(no_verification, print)
             traffic.wait_for(traffic.answered + 100)
     assert traffic.lost == []
     assert traffic.answered >= requests_at_least
@@ -207,10 +197,10 @@ target.apply(plan, lambda endpoint, package: die("verify"), die)
 """
 
 
-def deploy_and_die(bench: Bench, release: Release, moment: str) -> int:
+def deploy_and_die(env: LocalTargetEnv, release: Release, moment: str) -> int:
     """Deploy in a process of its own that kills itself at ``moment``; its exit code."""
     described = json.dumps({**vars(release), "package": str(release.package)})
-    command = [sys.executable, "-c", DEPLOY_AND_DIE, str(bench.settings.home), described, moment]
+    command = [sys.executable, "-c", DEPLOY_AND_DIE, str(env.settings.home), described, moment]
     return subprocess.run(command, cwd=ROOT, timeout=120, check=False).returncode
 
 
@@ -221,155 +211,155 @@ class TestKilled:
         ("moment", "then"),
         [("copying", "1"), ("starting", "1"), ("is healthy", "1"), ("verify", "1"), ("has the traffic", "2")],
     )
-    def test_deploy_killed(self, bench: Bench, moment: str, then: str) -> None:
+    def test_deploy_killed(self, env: LocalTargetEnv, moment: str, then: str) -> None:
         """Before the traffic moved the version before serves and the candidate goes; after it, the new one serves."""
-        bench.deploy(bench.release("1"))
-        assert deploy_and_die(bench, bench.release("2"), moment) == -signal.SIGKILL
-        status = bench.target.status()
+        env.deploy(env.release("1"))
+        assert deploy_and_die(env, env.release("2"), moment) == -signal.SIGKILL
+        status = env.target.status()
         assert status is not None
-        assert (status.model["version"], bench.serving) == (then, then)
-        assert eventually(lambda: len(bench.processes) == 2), "a watchdog and its server"
-        bench.deploy(bench.release("3"))
-        assert bench.serving == "3"
+        assert (status.model["version"], env.serving) == (then, then)
+        wait_until(lambda: len(env.processes) == 2, "there are a watchdog and its server")
+        env.deploy(env.release("3"))
+        assert env.serving == "3"
 
-    def test_first_deployment_killed(self, bench: Bench) -> None:
+    def test_first_deployment_killed(self, env: LocalTargetEnv) -> None:
         """Nothing is deployed then, nothing runs, and the next one works."""
-        assert deploy_and_die(bench, bench.release("1"), "verify") == -signal.SIGKILL
-        assert bench.target.status() is None
-        assert eventually(lambda: bench.processes == [])
-        bench.deploy(bench.release("2"))
-        assert bench.serving == "2"
+        assert deploy_and_die(env, env.release("1"), "verify") == -signal.SIGKILL
+        assert env.target.status() is None
+        wait_until(lambda: env.processes == [], "every process of the target has ended")
+        env.deploy(env.release("2"))
+        assert env.serving == "2"
 
-    def test_a_copy_cut_short_is_made_again(self, bench: Bench) -> None:
+    def test_a_copy_cut_short_is_made_again(self, env: LocalTargetEnv) -> None:
         """What an interrupted copy left is neither trusted nor kept."""
-        release = bench.release("1")
-        copy = bench.paths.package(release.package_sha256)
+        release = env.release("1")
+        copy = env.paths.package(release.package_sha256)
         copy.mkdir(parents=True)
         (copy / "manifest.json").write_text("{")
-        left = bench.paths.packages / ".left-by-a-killed-deployment"
+        left = env.paths.packages / ".left-by-a-killed-deployment"
         left.mkdir()
-        bench.deploy(release)
-        assert bench.serving == "1"
-        assert [path.name for path in bench.paths.packages.iterdir()] == [release.package_sha256]
+        env.deploy(release)
+        assert env.serving == "1"
+        assert [path.name for path in env.paths.packages.iterdir()] == [release.package_sha256]
 
-    def test_supervisor_killed(self, bench: Bench) -> None:
+    def test_supervisor_killed(self, env: LocalTargetEnv) -> None:
         """Its processes go with it, status says that it is stopped, and deploying the same package brings all back."""
-        release = bench.release("1")
-        bench.deploy(release)
-        url = bench.target.endpoint().url
-        os.kill(bench.supervisor, signal.SIGKILL)
-        assert eventually(lambda: bench.processes == [])
-        status = bench.target.status()
+        release = env.release("1")
+        env.deploy(release)
+        url = env.target.endpoint().url
+        os.kill(env.supervisor, signal.SIGKILL)
+        wait_until(lambda: env.processes == [], "every process of the target has ended")
+        status = env.target.status()
         assert status is not None and status.state.startswith("stopped")
         with pytest.raises(requests.ConnectionError):
             requests.get(url, timeout=60)
-        bench.deploy(release)
-        status = bench.target.status()
+        env.deploy(release)
+        status = env.target.status()
         assert status is not None
-        assert (status.state, bench.serving, bench.target.endpoint().url) == ("serving", "1", url)
+        assert (status.state, env.serving, env.target.endpoint().url) == ("serving", "1", url)
 
-    def test_supervisor_killed_in_a_deployment(self, bench: Bench) -> None:
+    def test_supervisor_killed_in_a_deployment(self, env: LocalTargetEnv) -> None:
         """The deployment fails as unavailable; the next one works and still knows the version before."""
-        bench.deploy(bench.release("1"))
-        second = bench.release("2")
+        env.deploy(env.release("1"))
+        second = env.release("2")
 
         def kill(endpoint: Endpoint, package: Path | None) -> None:
-            os.kill(bench.supervisor, signal.SIGKILL)
+            os.kill(env.supervisor, signal.SIGKILL)
 
-        target = bench.target
+        target = env.target
         with pytest.raises(UnavailableError, match="went away"):
             target.apply(target.plan(second), kill, print)
-        bench.deploy(second)
-        status = bench.target.status()
+        env.deploy(second)
+        status = env.target.status()
         assert status is not None and status.previous == {"name": "toy", "version": "1"}
-        assert bench.serving == "2"
+        assert env.serving == "2"
 
-    def test_server_killed(self, bench: Bench) -> None:
+    def test_server_killed(self, env: LocalTargetEnv) -> None:
         """It is started again, and requests that come meanwhile wait for it."""
-        bench.deploy(bench.release("1"))
-        before = bench.server
+        env.deploy(env.release("1"))
+        before = env.server
         os.kill(before, signal.SIGKILL)
-        assert eventually(lambda: is_gone(before))
-        assert [bench.serving for _ in range(20)] == ["1"] * 20
-        assert bench.server != before
-        assert any("restarted" in line for line in bench.target.logs(20))
+        wait_until(lambda: is_gone(before), "the killed process has ended")
+        assert [env.serving for _ in range(20)] == ["1"] * 20
+        assert env.server != before
+        assert any("restarted" in line for line in env.target.logs(20))
 
-    def test_server_that_dies_of_a_request(self, bench: Bench) -> None:
+    def test_server_that_dies_of_a_request(self, env: LocalTargetEnv) -> None:
         """That request gets 502, once: it is not given to the next process; the others are answered."""
-        bench.deploy(bench.release("1", fault="fragile"))
-        before = bench.server
-        assert bench.ask("/die").status_code == 502
-        assert bench.serving == "1"
-        assert bench.server != before
-        assert len([line for line in bench.target.logs(100) if '"ended"' in line]) == 1
+        env.deploy(env.release("1", fault="fragile"))
+        before = env.server
+        assert env.ask("/die").status_code == 502
+        assert env.serving == "1"
+        assert env.server != before
+        assert len([line for line in env.target.logs(100) if '"ended"' in line]) == 1
 
 
 class TestBadVersions:
     """A version that cannot serve is removed, says why, and the version before serves."""
 
-    def test_never_ready(self, bench: Bench) -> None:
+    def test_never_ready(self, env: LocalTargetEnv) -> None:
         """It is given up after the time that the message names."""
-        bench.deploy(bench.release("1"))
-        bench.change(startup_timeout=3)
+        env.deploy(env.release("1"))
+        env.change(startup_timeout=3)
         lines: list[str] = []
         with pytest.raises(UnhealthyError, match=r"not ready after 3 s \(/health/ready: 503\)"):
-            bench.deploy(bench.release("2", fault="never-ready"), lines.append)
+            env.deploy(env.release("2", fault="never-ready"), lines.append)
         assert any("waiting for /health/ready: 503" in line for line in lines)
-        assert bench.serving == "1"
-        assert eventually(lambda: len(bench.processes) == 2)
+        assert env.serving == "1"
+        wait_until(lambda: len(env.processes) == 2, "2 processes are there")
 
-    def test_crash_at_start(self, bench: Bench) -> None:
+    def test_crash_at_start(self, env: LocalTargetEnv) -> None:
         """The message holds the exit code, its last log lines, and what serves."""
-        bench.deploy(bench.release("1"))
+        env.deploy(env.release("1"))
         with pytest.raises(UnhealthyError) as caught:
-            bench.deploy(bench.release("2", fault="crash"))
+            env.deploy(env.release("2", fault="crash"))
         assert "ended with code 1 before it was ready" in caught.value.what
         assert "cannot load the model: the planted fault" in caught.value.what
         assert "toy version 1 still serves" in caught.value.next_step
 
-    def test_changed_after_packaging(self, bench: Bench) -> None:
+    def test_changed_after_packaging(self, env: LocalTargetEnv) -> None:
         """A file that is not what the manifest says is refused by name."""
-        bench.deploy(bench.release("1"))
-        release = bench.release("2")
+        env.deploy(env.release("1"))
+        release = env.release("2")
         (release.package / "scoring" / "server.py").write_text("print('mine now')")
         with pytest.raises(IntegrityError, match="scoring/server.py was changed"):
-            bench.deploy(release)
-        assert bench.serving == "1"
+            env.deploy(release)
+        assert env.serving == "1"
 
-    def test_another_package_than_planned(self, bench: Bench) -> None:
+    def test_another_package_than_planned(self, env: LocalTargetEnv) -> None:
         """A package that was exchanged whole, between plan and apply, is refused."""
-        planned, other = bench.release("1"), bench.release("2")
+        planned, other = env.release("1"), env.release("2")
         with pytest.raises(IntegrityError, match="not the package that was planned"):
-            bench.deploy(replace(planned, package=other.package))
-        assert bench.target.status() is None
+            env.deploy(replace(planned, package=other.package))
+        assert env.target.status() is None
 
-    def test_rollback_to_a_damaged_copy(self, bench: Bench) -> None:
+    def test_rollback_to_a_damaged_copy(self, env: LocalTargetEnv) -> None:
         """The target's own copies are checked as well, each time that one is started."""
-        first = bench.release("1")
-        bench.deploy(first)
-        bench.deploy(bench.release("2"))
-        (bench.paths.package(first.package_sha256) / "model" / "model.onnx").write_bytes(b"another")
+        first = env.release("1")
+        env.deploy(first)
+        env.deploy(env.release("2"))
+        (env.paths.package(first.package_sha256) / "model" / "model.onnx").write_bytes(b"another")
         with pytest.raises(IntegrityError, match="model/model.onnx was changed"):
-            bench.target.rollback(no_question, print)
-        assert bench.serving == "2"
+            env.target.rollback(no_verification, print)
+        assert env.serving == "2"
 
 
 class TestBadSurroundings:
     """What the machine may do to a deployment."""
 
-    def test_port_in_use(self, bench: Bench) -> None:
+    def test_port_in_use(self, env: LocalTargetEnv) -> None:
         """The message names the port and the setting; nothing is deployed."""
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            bench.change(port=port)
-            assert [finding.ok for finding in bench.target.diagnose() if "port" in finding.subject] == [False]
+            env.change(port=port)
+            assert [finding.ok for finding in env.target.diagnose() if "port" in finding.subject] == [False]
             with pytest.raises(UnavailableError) as caught:
-                bench.deploy(bench.release("1"))
+                env.deploy(env.release("1"))
         assert caught.value.where == f"127.0.0.1:{port}"
         assert "LOCAL_PORT=" in caught.value.next_step
-        assert bench.target.status() is None
+        assert env.target.status() is None
 
-    def test_no_unix_sockets(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_unix_sockets(self, env: LocalTargetEnv, monkeypatch: pytest.MonkeyPatch) -> None:
         """As on Windows' drives under WSL: inv doctor and make ci say where MLOPS_HOME can be, before anything runs."""
 
         class Socket(socket.socket):
@@ -377,131 +367,131 @@ class TestBadSurroundings:
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
         monkeypatch.setattr(socket, "socket", Socket)
-        found = next(finding for finding in bench.target.diagnose() if "socket" in finding.subject)
+        found = next(finding for finding in env.target.diagnose() if "socket" in finding.subject)
         assert (found.ok, "Operation not supported" in found.detail) == (False, True)
         assert "set MLOPS_HOME" in found.next_step and "/mnt/c" in found.next_step
 
-    def test_default_port_in_use(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_default_port_in_use(self, env: LocalTargetEnv, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without LOCAL_PORT the default is a first choice: a free port takes its place, which is said, and is kept."""
         said: list[str] = []
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
             monkeypatch.setattr(LocalSettings, "port", port)
-            bench.change(port=port)
-            found = next(finding for finding in bench.target.diagnose() if "port" in finding.subject)
+            env.change(port=port)
+            found = next(finding for finding in env.target.diagnose() if "port" in finding.subject)
             assert (found.ok, "takes a free one" in found.detail) == (True, True)
-            bench.deploy(bench.release("1"), said.append)
-            url = bench.target.endpoint().url
+            env.deploy(env.release("1"), said.append)
+            url = env.target.endpoint().url
             assert url != f"http://127.0.0.1:{port}"
             assert f"port {port} is in use by another program: the service takes a free one" in said
-        bench.deploy(bench.release("2"))
-        assert (bench.serving, bench.target.endpoint().url) == ("2", url)
+        env.deploy(env.release("2"))
+        assert (env.serving, env.target.endpoint().url) == ("2", url)
 
-    def test_another_port(self, bench: Bench) -> None:
+    def test_another_port(self, env: LocalTargetEnv) -> None:
         """With LOCAL_PORT changed, the same package moves there, and its old port is free again."""
-        release = bench.release("1")
-        bench.deploy(release)
-        before = bench.target.endpoint().url
-        bench.change(port=free_port())
-        bench.deploy(release)
-        assert bench.target.endpoint().url == f"http://127.0.0.1:{bench.settings.local.port}"
-        assert bench.serving == "1"
+        release = env.release("1")
+        env.deploy(release)
+        before = env.target.endpoint().url
+        env.change(port=free_port())
+        env.deploy(release)
+        assert env.target.endpoint().url == f"http://127.0.0.1:{env.settings.local.port}"
+        assert env.serving == "1"
         with pytest.raises(requests.ConnectionError):
             requests.get(before, timeout=60)
 
-    def test_another_port_in_use(self, bench: Bench) -> None:
+    def test_another_port_in_use(self, env: LocalTargetEnv) -> None:
         """The service stays where it is."""
-        bench.deploy(bench.release("1"))
+        env.deploy(env.release("1"))
         with socket.create_server(("127.0.0.1", 0)) as other:
-            bench.change(port=other.getsockname()[1])
+            env.change(port=other.getsockname()[1])
             with pytest.raises(UnavailableError):
-                bench.deploy(bench.release("2"))
-        assert bench.serving == "1"
+                env.deploy(env.release("2"))
+        assert env.serving == "1"
 
-    def test_port_taken_while_stopped(self, bench: Bench) -> None:
+    def test_port_taken_while_stopped(self, env: LocalTargetEnv) -> None:
         """After a crash somebody else has the port: status says so, and another port helps."""
-        release = bench.release("1")
-        bench.deploy(release)
-        port = int(bench.target.endpoint().url.rpartition(":")[2])
-        os.kill(bench.supervisor, signal.SIGKILL)
-        assert eventually(lambda: bench.processes == [])
+        release = env.release("1")
+        env.deploy(release)
+        port = int(env.target.endpoint().url.rpartition(":")[2])
+        os.kill(env.supervisor, signal.SIGKILL)
+        wait_until(lambda: env.processes == [], "every process of the target has ended")
         with socket.create_server(("127.0.0.1", port)):
-            bench.change(port=port)
+            env.change(port=port)
             with pytest.raises(UnavailableError):
-                bench.deploy(release)
-            bench.change(port=0)
-            bench.deploy(release)
-            assert bench.target.endpoint().url != f"http://127.0.0.1:{port}"
-            assert bench.serving == "1"
+                env.deploy(release)
+            env.change(port=0)
+            env.deploy(release)
+            assert env.target.endpoint().url != f"http://127.0.0.1:{port}"
+            assert env.serving == "1"
 
-    def test_full_disk(self, bench: Bench) -> None:
+    def test_full_disk(self, env: LocalTargetEnv) -> None:
         """The message says so; the version before still answers, and with space again the deployment works."""
-        with tmpfs(bench.settings.home, "2m"):
-            bench.deploy(bench.release("1"))
-            filler = bench.settings.home / "filler"
+        with tmpfs(env.settings.home, "2m"):
+            env.deploy(env.release("1"))
+            filler = env.settings.home / "filler"
             fill(filler)
-            second = bench.release("2")
+            second = env.release("2")
             with pytest.raises(UnavailableError, match="No space left"):
-                bench.deploy(second)
-            assert bench.serving == "1"
+                env.deploy(second)
+            assert env.serving == "1"
             filler.unlink()
-            bench.deploy(second)
-            assert bench.serving == "2"
-            bench.target.undeploy(print)
+            env.deploy(second)
+            assert env.serving == "2"
+            env.target.undeploy(print)
 
-    def test_disk_that_fills_up_before_the_traffic_moves(self, bench: Bench) -> None:
+    def test_disk_that_fills_up_before_the_traffic_moves(self, env: LocalTargetEnv) -> None:
         """What cannot be written down does not happen: the version before has the traffic, here and after a restart."""
-        with tmpfs(bench.settings.home, "2m"):
-            bench.deploy(bench.release("1"))
-            target, second = bench.target, bench.release("2")
-            filler = bench.settings.home / "filler"
+        with tmpfs(env.settings.home, "2m"):
+            env.deploy(env.release("1"))
+            target, second = env.target, env.release("2")
+            filler = env.settings.home / "filler"
             with pytest.raises(UnavailableError, match="No space left"):
                 target.apply(target.plan(second), lambda endpoint, package: fill(filler), print)
-            status = bench.target.status()
+            status = env.target.status()
             assert status is not None
-            assert (status.model["version"], bench.serving) == ("1", "1")
+            assert (status.model["version"], env.serving) == ("1", "1")
             filler.unlink()
-            bench.target.undeploy(print)
+            env.target.undeploy(print)
 
-    def test_interrupt_while_a_version_starts(self, bench: Bench) -> None:
+    def test_interrupt_while_a_version_starts(self, env: LocalTargetEnv) -> None:
         """Ctrl-C in the terminal: the process ends as interrupted, the candidate goes, the version before serves."""
-        bench.deploy(bench.release("1"))
-        release = bench.release("2", fault="never-ready")
+        env.deploy(env.release("1"))
+        release = env.release("2", fault="never-ready")
         described = json.dumps({**vars(release), "package": str(release.package)})
-        command = [sys.executable, "-c", DEPLOY_AND_DIE, str(bench.settings.home), described, "never"]
+        command = [sys.executable, "-c", DEPLOY_AND_DIE, str(env.settings.home), described, "never"]
         deploying = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
-        assert eventually(lambda: len(bench.processes) == 4)
+        wait_until(lambda: len(env.processes) == 4, "4 processes are there")
         deploying.send_signal(signal.SIGINT)
         _, stderr = deploying.communicate(timeout=60)
         assert b"KeyboardInterrupt" in stderr
-        assert eventually(lambda: len(bench.processes) == 2)
-        assert bench.serving == "1"
+        wait_until(lambda: len(env.processes) == 2, "2 processes are there")
+        assert env.serving == "1"
 
     def test_a_home_with_a_long_name(self, tmp_path: Path) -> None:
         """The control socket works where its path is longer than the system's limit for one."""
-        bench = Bench(tmp_path / ("long" * 20) / ("name" * 20))
-        bench.deploy(bench.release("1"))
-        assert len(str(bench.paths.control)) > 107
-        assert bench.serving == "1"
-        bench.target.undeploy(print)
+        env = LocalTargetEnv(tmp_path / ("long" * 20) / ("name" * 20))
+        env.deploy(env.release("1"))
+        assert len(str(env.paths.control)) > 107
+        assert env.serving == "1"
+        env.target.undeploy(print)
 
-    def test_state_that_is_not_ours(self, bench: Bench) -> None:
+    def test_state_that_is_not_ours(self, env: LocalTargetEnv) -> None:
         """A damaged state file is named, and ``undeploy`` clears it away."""
-        bench.paths.directory.mkdir(parents=True)
-        bench.paths.state.write_text('{"port": 1}')
+        env.paths.directory.mkdir(parents=True)
+        env.paths.state.write_text('{"port": 1}')
         with pytest.raises(IntegrityError, match="state.json") as caught:
-            bench.target.status()
+            env.target.status()
         assert "undeploy" in caught.value.next_step
-        bench.target.undeploy(print)
-        assert bench.target.status() is None
+        env.target.undeploy(print)
+        assert env.target.status() is None
 
-    def test_removed_home(self, bench: Bench) -> None:
+    def test_removed_home(self, env: LocalTargetEnv) -> None:
         """Whoever removes MLOPS_HOME leaves no process behind."""
-        bench.deploy(bench.release("1"))
-        supervisor = bench.supervisor
-        shutil.rmtree(bench.settings.home)
-        assert eventually(lambda: is_gone(supervisor))
-        assert eventually(lambda: bench.processes == [])
+        env.deploy(env.release("1"))
+        supervisor = env.supervisor
+        shutil.rmtree(env.settings.home)
+        wait_until(lambda: is_gone(supervisor), "the killed process has ended")
+        wait_until(lambda: env.processes == [], "every process of the target has ended")
 
 
 class TestImports:
@@ -513,59 +503,59 @@ class TestImports:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert {"aiohttp", "requests", "filelock", "asyncio"} & set(done.stdout.split()) == set()
 
-    def test_targets_open_by_name(self, bench: Bench) -> None:
+    def test_targets_open_by_name(self, env: LocalTargetEnv) -> None:
         """An unknown one is refused with the names of those that exist."""
-        assert open_target("local", bench.settings).name == "local"
+        assert open_target("local", env.settings).name == "local"
         with pytest.raises(UsageError, match="unknown target 'mars'") as caught:
-            open_target("mars", bench.settings)
+            open_target("mars", env.settings)
         assert "local" in caught.value.next_step
 
 
 class TestSecrets:
     """Keys are in one file that only this user can read."""
 
-    def test_where_the_keys_are(self, bench: Bench) -> None:
+    def test_where_the_keys_are(self, env: LocalTargetEnv) -> None:
         """Mode 0600 in 0700, in no other file, in no command line, and gone after undeploy."""
-        bench.deploy(bench.release("1", fault="tells"))
-        keys = bench.target.keys()
-        modes = [path.stat().st_mode & 0o777 for path in (bench.paths.keys, bench.paths.keys.parent)]
+        env.deploy(env.release("1", fault="tells"))
+        keys = env.target.keys()
+        modes = [path.stat().st_mode & 0o777 for path in (env.paths.keys, env.paths.keys.parent)]
         assert modes == [0o600, 0o700]
-        files = [path for path in bench.settings.home.rglob("*") if path.is_file() and path != bench.paths.keys]
+        files = [path for path in env.settings.home.rglob("*") if path.is_file() and path != env.paths.keys]
         assert not [path for path in files if keys.primary.encode() in path.read_bytes()]
-        assert "my keys are *** and ***" in bench.target.logs(100)
-        assert not [pid for pid in bench.processes if keys.primary in _command_line(Path(f"/proc/{pid}"))]
-        bench.target.undeploy(print)
-        assert not bench.paths.keys.exists()
+        assert "my keys are *** and ***" in env.target.logs(100)
+        assert not [pid for pid in env.processes if keys.primary in _command_line(Path(f"/proc/{pid}"))]
+        env.target.undeploy(print)
+        assert not env.paths.keys.exists()
 
-    def test_credentials_of_the_task_stay_with_the_task(self, bench: Bench) -> None:
+    def test_credentials_of_the_task_stay_with_the_task(self, env: LocalTargetEnv) -> None:
         """The scoring process sees what Python needs and SCORING settings, not the variables of the pipeline."""
         secret = "not-for-the-model"
-        env = {**bench.settings.env, "SP_APP_SECRET": secret, "SCORING_LOG": "all"}
-        bench.settings = replace(bench.settings, env=env)
-        bench.deploy(bench.release("1"))
-        environment = Path(f"/proc/{bench.server}/environ").read_text()
+        variables = {**env.settings.env, "SP_APP_SECRET": secret, "SCORING_LOG": "all"}
+        env.settings = replace(env.settings, env=variables)
+        env.deploy(env.release("1"))
+        environment = Path(f"/proc/{env.server}/environ").read_text()
         assert secret not in environment
         assert "SCORING_LOG=all" in environment
 
     @pytest.mark.parametrize("word", ["off", "OFF"])
-    def test_without_keys_when_asked_for(self, bench: Bench, word: str) -> None:
+    def test_without_keys_when_asked_for(self, env: LocalTargetEnv, word: str) -> None:
         """SCORING_AUTH=off: the endpoint has no key, and the smoke test expects none."""
-        bench.settings = replace(bench.settings, env={**bench.settings.env, "SCORING_AUTH": word})
-        release = bench.release("1")
-        bench.deploy(release)
-        assert bench.target.endpoint().key == ""
-        assert requests.post(f"{bench.target.endpoint().url}/score", json=REQUEST, timeout=60).status_code == 200
+        env.settings = replace(env.settings, env={**env.settings.env, "SCORING_AUTH": word})
+        release = env.release("1")
+        env.deploy(release)
+        assert env.target.endpoint().key == ""
+        assert requests.post(f"{env.target.endpoint().url}/score", json=REQUEST, timeout=60).status_code == 200
 
-    def test_changed_options_are_a_change(self, bench: Bench) -> None:
+    def test_changed_options_are_a_change(self, env: LocalTargetEnv) -> None:
         """The same package with another number of workers is deployed again; ``previous`` stays what it was."""
-        release = bench.release("2")
-        bench.deploy(bench.release("1"))
-        bench.deploy(release)
-        bench.settings = replace(bench.settings, scoring=ScoringSettings(workers=2))
-        before = bench.server
-        bench.deploy(release)
-        assert bench.server != before
-        status = bench.target.status()
+        release = env.release("2")
+        env.deploy(env.release("1"))
+        env.deploy(release)
+        env.settings = replace(env.settings, scoring=ScoringSettings(workers=2))
+        before = env.server
+        env.deploy(release)
+        assert env.server != before
+        status = env.target.status()
         assert status is not None and status.previous == {"name": "toy", "version": "1"}
 
 

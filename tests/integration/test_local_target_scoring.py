@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from ml_service.targets.local.state import Paths
 from ml_service.targets.local.supervisor_client import SupervisorClient
 from ml_service.targets.local.target import LocalTarget
 from tests.support.traffic import Traffic
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def target(settings: Settings) -> Iterator[LocalTarget]:
     made = LocalTarget(settings)
     yield made
     made.undeploy(print)
-    assert eventually(lambda: processes(settings) == [])
+    wait_until(lambda: processes(settings) == [], "every process of the target has ended")
 
 
 def deploy(target: LocalTarget, release: Release) -> None:
@@ -92,15 +92,6 @@ def processes(settings: Settings) -> list[int]:
         except OSError:
             continue
     return found
-
-
-def eventually(condition: Callable[[], bool], timeout: float = 60) -> bool:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def test_no_request_is_lost_of_the_real_model(target: LocalTarget, releases: list[Release]) -> None:
@@ -136,7 +127,7 @@ def test_workers_go_with_the_supervisor(target: LocalTarget, settings: Settings,
     with SupervisorClient(Paths(settings.home).control) as control:
         supervisor = int(control.ask("status")["pid"])
     os.kill(supervisor, signal.SIGKILL)
-    assert eventually(lambda: processes(settings) == [])
+    wait_until(lambda: processes(settings) == [], "every process of the target has ended")
     deploy(target, releases[0])
     question_of(releases[0])(target.endpoint(), None)
 

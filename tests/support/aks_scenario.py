@@ -13,15 +13,14 @@ from ml_service.ports import Release, Status
 from ml_service.targets.aks import canary as aks_canary
 from ml_service.targets.aks import ingress, rollout
 from ml_service.targets.aks.target import AksTarget
-from tests.support.deployments import no_question
 from tests.support.fake_kubernetes import FakeKubernetes
-from tests.support.fake_target import make_release
+from tests.support.releases import make_release, no_verification
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "toy"
 
 
-class World:
+class AksScenario:
     """A cluster in memory, releases for it, and the target under settings of the test's own."""
 
     def __init__(self, directory: Path, *served: str) -> None:
@@ -54,7 +53,7 @@ class World:
     def deploy(self, release: Release, *, canary: int | None = None, **variables: str) -> Status:
         """Plan and apply."""
         target = self.target(**variables)
-        return target.apply(target.plan(release, canary_percent=canary), no_question, print)
+        return target.apply(target.plan(release, canary_percent=canary), no_verification, print)
 
     def steps(self, release: Release, **variables: str) -> list[tuple[str, str]]:
         """What a plan would do."""

@@ -1,23 +1,20 @@
-"""Doubles that work: packages with planted faults, and a target without processes."""
+"""A Target without processes: a fake that keeps the promises of the port."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
-from ml_service import package
 from ml_service.errors import MlopsError, UnhealthyError, UsageError
 from ml_service.ports import (
     Action,
     Endpoint,
     Finding,
     Keys,
-    ModelVersion,
     Plan,
     Progress,
     Release,
@@ -25,32 +22,6 @@ from ml_service.ports import (
     Step,
     Verify,
 )
-
-STANDIN = Path(__file__).with_name("stub_server")
-
-EXAMPLES: Mapping[str, Any] = {
-    "tolerance": 1e-6,
-    "examples": [
-        {"request": {"data": [[1.0, 2.0]]}, "response": {"result": [3.0]}},
-        {"request": {"data": [[0.5, 0.25], [10.0, -4.0]]}, "response": {"result": [0.75, 6.0]}},
-    ],
-}
-
-
-def make_release(directory: Path, version: str = "1", *, fault: str = "", name: str = "toy") -> Release:
-    """A package of the stub server, in a new directory; ``fault`` is one of those that ``stub_server`` knows."""
-    model = directory / "candidate" / "model"
-    model.mkdir(parents=True)
-    (model / "model.onnx").write_bytes(b"no model: the stand-in reads examples.json")
-    (model / "signature.json").write_text('{"inputs": [], "outputs": []}')
-    (model / "examples.json").write_text(json.dumps(EXAMPLES))
-    (model / "fault.txt").write_text(fault)
-    lock = directory / "requirements.txt"
-    lock.write_text("")
-    created = "2026-01-01T00:00:00+00:00"
-    registered = ModelVersion(f"{name}:{version}", name, version, created, {"runtime": "onnx"}, {}, {})
-    sha256 = package.build(registered, directory / "candidate", STANDIN, lock, directory / "package")
-    return Release(directory / "package", sha256, name, version, f"build-{version}")
 
 
 class FakeTarget:

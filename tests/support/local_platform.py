@@ -9,8 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ def _empty_database() -> bytes:
         return path.read_bytes()
 
 
-class Desk:
+class LocalPlatformEnv:
     """A repository with ``tasks.py`` and the project ``mean_regression``, and a store."""
 
     def __init__(self, directory: Path, *, create: bool = True, **env: str) -> None:
@@ -102,15 +100,6 @@ class Desk:
             assert json.loads(json.dumps(dict(version.metrics)))
             assert {"run_id", "build_id", "pipeline_id", "data_sha256", "lock_sha256"} <= version.tags.keys()
         return versions
-
-
-def until(what: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait for ``what``; generous, since the machine may be busy."""
-    end = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s")
-        time.sleep(0.02)
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:

@@ -11,7 +11,6 @@ import json
 import os
 import ssl
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 from ml_service.errors import MlopsError
 from ml_service.http_session import is_in_azure
 from ml_service.ports import Endpoint
+from tests.support.waiting import wait_until
 
 
 class Traffic:
@@ -65,10 +65,8 @@ class Traffic:
             client.join()
 
     def wait_for(self, requests: int, timeout: float = 240) -> None:
-        """Until so many requests were made in all."""
-        deadline = time.monotonic() + timeout
-        while self.answered + len(self.lost) < requests and time.monotonic() < deadline:
-            time.sleep(0.02)
+        """Wait until this many requests were made in all."""
+        wait_until(lambda: self.answered + len(self.lost) >= requests, f"{requests} requests were made", timeout)
 
     def _look_for_address(self, follow: Callable[[], Endpoint]) -> None:
         while not self._stop.wait(0.1):

@@ -112,10 +112,10 @@ def test_every_task_takes_the_common_options() -> None:
         assert {"platform", "project", "build_id"} <= inspect.signature(task.body).parameters.keys()
 
 
-# A desk with fakes
+# An environment with fakes
 
 
-class Desk:
+class TaskEnv:
     """A repository, and the fakes that the tasks are given for it."""
 
     def __init__(self, root: Path, platform: FakePlatform, target: FakeTarget) -> None:
@@ -125,31 +125,31 @@ class Desk:
         return ["--artifact", str(self.root / name)]
 
 
-def sit_at(desk: Desk, patch: pytest.MonkeyPatch) -> None:
-    """From here on the tasks work in the desk's repository, on its fakes."""
-    home = desk.root.parent
+def use_fakes(env: TaskEnv, patch: pytest.MonkeyPatch) -> None:
+    """Have the tasks work in the environment's repository, on its fakes."""
+    home = env.root.parent
     for name in ("TF_BUILD", "CI", "MLFLOW_TRACKING_URI", "BUILD_BUILDID", "MLOPS_OUTPUTS"):
         patch.delenv(name, raising=False)
     patch.setenv("MLOPS_PROJECT", PROJECT)
     patch.setenv("MLOPS_HOME", str(home / "home"))
-    patch.setattr(tasks, "ROOT", desk.root)
-    patch.setattr(tasks.Work, "platform", desk.platform)
-    patch.setattr(tasks.Work, "target", lambda work, name: desk.target)
+    patch.setattr(tasks, "ROOT", env.root)
+    patch.setattr(tasks.Work, "platform", env.platform)
+    patch.setattr(tasks.Work, "target", lambda work, name: env.target)
     patch.chdir(home)
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskEnv]:
     """A repository of the test's own."""
     with FakeTarget() as target:
-        made = Desk(make_repository(tmp_path / "repository"), FakePlatform(tmp_path / "store"), target)
-        sit_at(made, monkeypatch)
+        made = TaskEnv(make_repository(tmp_path / "repository"), FakePlatform(tmp_path / "store"), target)
+        use_fakes(made, monkeypatch)
         yield made
 
 
-def test_the_way_from_publish_to_undeploy(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_way_from_publish_to_undeploy(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
     """Each task finds what the one before it left, by the build id that publish minted."""
-    target, artifact = ["--target", "fake"], desk.artifact()
+    target, artifact = ["--target", "fake"], env.artifact()
     assert inv("validate-data") == 0
     assert inv("publish") == 0
     assert inv("train") == 0
@@ -164,22 +164,22 @@ def test_the_way_from_publish_to_undeploy(desk: Desk, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out) == {"primary": "fake-primary", "secondary": "fake-secondary"}
     assert inv("logs", *target, "--lines", "1") == 0
     assert capsys.readouterr().out == "starting version 1\n"
-    assert inv("redeploy", *target, *desk.artifact("again")) == 0
+    assert inv("redeploy", *target, *env.artifact("again")) == 0
     assert inv("rollback", *target) == 2
     assert inv("promote", *target) == 2
     assert inv("doctor") == 0
     assert inv("undeploy", *target) == 0
     assert inv("withdraw", "--model", "mean_regression:1", "--reason", "an end") == 0
-    assert desk.platform.champion("mean_regression") is None
+    assert env.platform.champion("mean_regression") is None
 
 
-def test_every_task_first_says_which_build_it_works_for(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_task_first_says_which_build_it_works_for(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
     """And where it has the id from."""
     inv("publish", "--build-id", "20260101.1")
     assert capsys.readouterr().out.startswith("build 20260101.1 (--build-id)\n")
 
 
-def test_not_waiting_returns_at_once(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_not_waiting_returns_at_once(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
     """``--no-wait``; check-model takes it up."""
     inv("publish")
     assert inv("train", "--no-wait") == 0
@@ -189,11 +189,11 @@ def test_not_waiting_returns_at_once(desk: Desk, capsys: pytest.CaptureFixture[s
 
 
 def test_a_rejected_model_exits_with_0_and_with_7_when_one_is_required(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
+    env: TaskEnv, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The sentence is a line of its own."""
     for shift, build in ((0.0, "1"), (1.0, "2")):
-        set_parameters(desk.root, shift=shift)
+        set_parameters(env.root, shift=shift)
         assert inv("publish", "--build-id", build) == 0
         assert inv("train", "--build-id", build) == 0
     capsys.readouterr()
@@ -203,10 +203,10 @@ def test_a_rejected_model_exits_with_0_and_with_7_when_one_is_required(
 
 
 def test_what_stands_in_dot_env_counts_less_than_the_environment(
-    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    env: TaskEnv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A setting may stand in .env."""
-    (desk.root / ".env").write_text("BUILD_BUILDID=from-file\nREQUIRE_IMAGE=perhaps\n")
+    (env.root / ".env").write_text("BUILD_BUILDID=from-file\nREQUIRE_IMAGE=perhaps\n")
     assert inv("publish") == 4
     assert "REQUIRE_IMAGE" in capsys.readouterr().err
     monkeypatch.setenv("REQUIRE_IMAGE", "false")
@@ -215,7 +215,7 @@ def test_what_stands_in_dot_env_counts_less_than_the_environment(
 
 
 def test_keys_are_not_shown_to_a_pipelines_log(
-    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    env: TaskEnv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 2 under TF_BUILD, and no value is printed."""
     monkeypatch.setenv("TF_BUILD", "True")
@@ -225,11 +225,11 @@ def test_keys_are_not_shown_to_a_pipelines_log(
 
 
 @pytest.mark.parametrize("share", ["0", "-5", "ten"])
-def test_a_share_that_is_none_is_no_full_deployment(desk: Desk, share: str) -> None:
+def test_a_share_that_is_none_is_no_full_deployment(env: TaskEnv, share: str) -> None:
     """``--canary 0`` reaches the target, which refuses it: nothing is deployed."""
-    assert inv("publish") == inv("train") == inv("package-artifact", "--output", desk.artifact()[1]) == 0
-    assert inv("deploy", "--target", "fake", *desk.artifact(), f"--canary={share}") == 2
-    assert desk.target.status() is None
+    assert inv("publish") == inv("train") == inv("package-artifact", "--output", env.artifact()[1]) == 0
+    assert inv("deploy", "--target", "fake", *env.artifact(), f"--canary={share}") == 2
+    assert env.target.status() is None
 
 
 def test_a_word_instead_of_a_number_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,10 +239,10 @@ def test_a_word_instead_of_a_number_is_a_wrong_call(capsys: pytest.CaptureFixtur
 
 
 def test_no_requests_are_not_the_default_number(
-    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    env: TaskEnv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``--min-requests 0`` is refused as the setting would be, not ignored."""
-    monkeypatch.setattr(tasks.Work, "target", lambda work, name: work.settings and desk.target)
+    monkeypatch.setattr(tasks.Work, "target", lambda work, name: work.settings and env.target)
     assert inv("promote", "--target", "fake", "--min-requests", "0") == 4
     assert "CANARY_MIN_REQUESTS" in capsys.readouterr().err
 
@@ -256,46 +256,46 @@ def test_the_tasks_that_change_the_world_are_those_that_can_be_run_dry() -> None
     assert dry == set(CHANGES_THE_WORLD)
 
 
-def world(desk: Desk) -> list[str]:
+def world(env: TaskEnv) -> list[str]:
     """Everything that a task could have changed."""
-    home = desk.root.parent
+    home = env.root.parent
     files = [path.relative_to(home).as_posix() for path in sorted(home.rglob("*"))]
-    return [*files, repr(desk.target.status()), repr(desk.platform.champion("mean_regression"))]
+    return [*files, repr(env.target.status()), repr(env.platform.champion("mean_regression"))]
 
 
-def make_version(desk: Desk, build: str, shift: float) -> None:
+def make_version(env: TaskEnv, build: str, shift: float) -> None:
     """Train and package the version of a build, in ``artifact-BUILD``."""
-    set_parameters(desk.root, shift=shift)
+    set_parameters(env.root, shift=shift)
     inv("publish", "--build-id", build)
     inv("train", "--build-id", build)
-    inv("package-artifact", "--build-id", build, "--output", desk.artifact(f"artifact-{build}")[1])
+    inv("package-artifact", "--build-id", build, "--output", env.artifact(f"artifact-{build}")[1])
 
 
 @pytest.fixture(scope="module")
-def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskEnv]:
     """Version 1 serves, version 2 is packaged; nothing is published for build 3. One for all, since dry runs change
     nothing."""
     home = tmp_path_factory.mktemp("deployed")
     with FakeTarget() as target:
-        desk = Desk(make_repository(home / "repository"), FakePlatform(home / "store"), target)
+        env = TaskEnv(make_repository(home / "repository"), FakePlatform(home / "store"), target)
         with pytest.MonkeyPatch.context() as patch:
-            sit_at(desk, patch)
-            make_version(desk, "1", shift=1.0)
-            make_version(desk, "2", shift=0.0)
-            inv("deploy", "--target", "fake", *desk.artifact("artifact-1"))
-        yield desk
+            use_fakes(env, patch)
+            make_version(env, "1", shift=1.0)
+            make_version(env, "2", shift=0.0)
+            inv("deploy", "--target", "fake", *env.artifact("artifact-1"))
+        yield env
 
 
 @pytest.fixture
-def deployed(two_versions: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def deployed(two_versions: TaskEnv, monkeypatch: pytest.MonkeyPatch) -> TaskEnv:
     """The tasks work there."""
-    sit_at(two_versions, monkeypatch)
+    use_fakes(two_versions, monkeypatch)
     return two_versions
 
 
 @pytest.mark.parametrize("name", CHANGES_THE_WORLD)
 @pytest.mark.parametrize("how", ["--dry", "--dry-run"])
-def test_a_dry_run_changes_nothing(deployed: Desk, capsys: pytest.CaptureFixture[str], name: str, how: str) -> None:
+def test_a_dry_run_changes_nothing(deployed: TaskEnv, capsys: pytest.CaptureFixture[str], name: str, how: str) -> None:
     """Neither with Invoke's own option nor with ours; it says what would be done."""
     options = [*CHANGES_THE_WORLD[name], "--build-id", "2"]
     if name == "deploy":
@@ -307,7 +307,7 @@ def test_a_dry_run_changes_nothing(deployed: Desk, capsys: pytest.CaptureFixture
     assert world(deployed) == before
 
 
-def test_a_dry_deploy_shows_the_plan(deployed: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_deploy_shows_the_plan(deployed: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
     """The very steps that the deployment would take."""
     capsys.readouterr()
     inv("--dry", "deploy", "--target", "fake", *deployed.artifact("artifact-2"))
@@ -393,10 +393,10 @@ def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_what_is_not_known_is_named_without_a_traceback(
-    desk: Desk, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, named: str
+    env: TaskEnv, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, named: str
 ) -> None:
     """On standard error, with the exit code of its kind."""
-    (desk.root / "tests").mkdir()
+    (env.root / "tests").mkdir()
     assert inv(*arguments) == code
     shown = capsys.readouterr()
     assert named in shown.err + shown.out
@@ -404,9 +404,9 @@ def test_what_is_not_known_is_named_without_a_traceback(
     assert "Traceback" not in shown.err + shown.out
 
 
-def test_rejected_data_exits_with_3(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejected_data_exits_with_3(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
     """In the words of the project."""
-    write_data(desk.root, ["text"])
+    write_data(env.root, ["text"])
     assert inv("validate-data") == 3
     assert "not a number in column Y" in capsys.readouterr().err
 
@@ -423,7 +423,7 @@ def test_without_fakes_an_unknown_target_is_named(capsys: pytest.CaptureFixture[
 
 
 def test_lint_test_and_coverage_hand_over_to_quality(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    env: TaskEnv, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With their options, in the repository."""
     from ml_service import quality
@@ -439,11 +439,11 @@ def test_lint_test_and_coverage_hand_over_to_quality(
     assert inv("test", "--suite", "unit,e2e", "--failed") == 0
     assert inv("coverage", "--suite", "unit", "--quick", "--xml", "c.xml") == 0
     assert calls == [
-        ("lint", desk.root, {"fix": False, "junit": "l.xml"}),
-        ("test", desk.root, {"suites": ["unit", "e2e"], "quick": False, "failed": True, "junit": ""}),
+        ("lint", env.root, {"fix": False, "junit": "l.xml"}),
+        ("test", env.root, {"suites": ["unit", "e2e"], "quick": False, "failed": True, "junit": ""}),
         (
             "coverage",
-            desk.root,
+            env.root,
             {"suites": ["unit"], "quick": True, "failed": False, "junit": "", "xml": "c.xml", "html": ""},
         ),
     ]
@@ -469,16 +469,16 @@ ns = Collection(*(stage(each.task, CODES.get(each.task, 0)) for each in STAGES))
 
 
 @pytest.fixture
-def serving(desk: Desk) -> Desk:
+def serving(env: TaskEnv) -> TaskEnv:
     """A version serves in a repository of the test's own."""
-    make_version(desk, "1", shift=0.0)
-    inv("deploy", "--target", "fake", *desk.artifact("artifact-1"))
-    return desk
+    make_version(env, "1", shift=0.0)
+    inv("deploy", "--target", "fake", *env.artifact("artifact-1"))
+    return env
 
 
 @pytest.mark.parametrize("codes, expected", [({}, 0), ({"train": 3}, 3)])
 def test_ci_runs_every_stage_and_ends_with_a_table(
-    serving: Desk,
+    serving: TaskEnv,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     codes: dict[str, int],
@@ -497,7 +497,7 @@ def test_ci_runs_every_stage_and_ends_with_a_table(
 
 
 def test_ci_leaves_nothing_running_on_a_build_agent(
-    serving: Desk, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    serving: TaskEnv, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """CI=true undeploys at the end."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -508,7 +508,7 @@ def test_ci_leaves_nothing_running_on_a_build_agent(
 
 
 def test_ci_says_first_what_would_fail_later(
-    serving: Desk, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    serving: TaskEnv, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A busy port, data that is not there, a directory that it must not replace: no stage runs."""
     monkeypatch.setattr(
@@ -541,7 +541,7 @@ class Interrupted(FakePlatform):
 
 
 def test_an_interrupted_training_on_this_machine_is_canceled(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    env: TaskEnv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Nobody is asked: the run would be in nobody's sight. Exit code 130."""
     platform = Interrupted(tmp_path / "interrupted")
@@ -553,7 +553,7 @@ def test_an_interrupted_training_on_this_machine_is_canceled(
 
 @pytest.mark.parametrize("terminal, answer, canceled", [(True, "y", True), (True, "", False), (False, "y", False)])
 def test_an_interrupted_training_elsewhere_goes_on_unless_a_person_says_so(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, terminal: bool, answer: str, canceled: bool
+    env: TaskEnv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, terminal: bool, answer: str, canceled: bool
 ) -> None:
     """Without a terminal nobody can be asked."""
     platform = Interrupted(tmp_path / "interrupted")

@@ -1,4 +1,4 @@
-"""The Azure ML adapter against the emulator, for tests: one emulator a test process, one workspace a test."""
+"""The rig of the Azure ML adapter: one emulator a test process, one workspace a test."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import pytest
 
 from emulators import Emulator
 from emulators.azureml.world import Workspace
 from ml_service.config import Settings
 from ml_service.platforms.azureml_v1.platform import AzureMlPlatform
-from ml_service.ports import Build, ModelVersion, PublishedPipeline, Run
+from ml_service.ports import Build, ModelVersion, Platform, PublishedPipeline, Run
 from tests.support.repositories import PROJECT, definition, make_repository, write_data
+from tests.support.rigs.base import PlatformRig
 
 LOCK = "numpy==2.0.0 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\n    # via x\n"
 _NUMBERS = itertools.count(1)
@@ -25,7 +29,7 @@ _NUMBERS = itertools.count(1)
 
 @cache
 def shared_emulator() -> Emulator:
-    """The emulator of this process. Its steps are forks of a process that has the SDK, which saves seconds each."""
+    """Return the emulator of this process. Its steps are forks of a process with the SDK."""
     emulator = Emulator(warm=True)
     emulator.start()
     atexit.register(emulator.stop)
@@ -34,14 +38,18 @@ def shared_emulator() -> Emulator:
 
 @contextmanager
 def redirected(environment: Mapping[str, str]) -> Iterator[None]:
-    """The environment in which the SDK speaks to the emulator."""
-    impatient = {"AZUREML_DEFAULT_BACKOFF": "1", "AZUREML_DEFAULT_503_BACKOFF": "1", "AZUREML_DEFAULT_500_BACKOFF": "1"}
-    with mock.patch.dict(os.environ, {**impatient, **environment}):
+    """Direct the SDK to the emulator, and shorten its pauses before a retry."""
+    short_pauses = {
+        "AZUREML_DEFAULT_BACKOFF": "1",
+        "AZUREML_DEFAULT_503_BACKOFF": "1",
+        "AZUREML_DEFAULT_500_BACKOFF": "1",
+    }
+    with mock.patch.dict(os.environ, {**short_pauses, **environment}):
         os.environ.pop("SSL_CERT_DIR", None)
         yield
 
 
-class AzureMlRig:
+class AzureMlRig(PlatformRig):
     """A repository with one small project, a workspace of its own, and the adapter between them."""
 
     def __init__(self, directory: Path, emulator: Emulator, **settings: str) -> None:
@@ -54,17 +62,17 @@ class AzureMlRig:
         self.platform = self.open()
 
     def open(self, **settings: str) -> AzureMlPlatform:
-        """An adapter on the workspace, with some settings changed."""
+        """Return an adapter on the workspace, with some settings changed."""
         env = {**self.env, **settings}
         return AzureMlPlatform(Settings.from_env(env, self.root, platform="azureml", project=PROJECT))
 
     @property
     def workspace(self) -> Workspace:
-        """What the emulator holds."""
+        """The workspace as the emulator holds it."""
         return self.emulator.world.workspace(self.workspace_name)
 
     def write_data(self, *values: object) -> Path:
-        """Other data: one row for each value."""
+        """Write other data: one row for each value."""
         return write_data(self.root, values)
 
     def publish(
@@ -83,19 +91,36 @@ class AzureMlRig:
         return self.platform.wait(self.submit(build_id, **options), lambda line: None)
 
     def damage(self, version: ModelVersion) -> None:
-        """Change a file of a version behind the registry's back."""
-        found = self.workspace
-        asset = found.assets[found.models[version.id]["url"].removeprefix("aml://asset/")]
-        folder = self.emulator.folder / "blobs" / found.account / "azureml" / asset["artifacts"][0]["prefix"]
+        workspace = self.workspace
+        asset = workspace.assets[workspace.models[version.id]["url"].removeprefix("aml://asset/")]
+        folder = self.emulator.folder / "blobs" / workspace.account / "azureml" / asset["artifacts"][0]["prefix"]
         (folder / "model" / "mean.json").write_text("0.125")
+
+    def unreachable(self) -> Platform:
+        return Unreachable(self.platform._settings)
+
+
+class RedirectedAzureMlRig(AzureMlRig):
+    """The rig of the contract suite: the SDK is directed to the emulator for as long as the rig is open."""
+
+    def __init__(self, directory: Path) -> None:
+        if find_spec("azureml") is None:
+            pytest.skip("azureml-sdk is not installed: see docs/azure-ml.md")
+        emulator = shared_emulator()
+        self._redirected = redirected(emulator.redirection())
+        self._redirected.__enter__()
+        super().__init__(directory, emulator)
+
+    def close(self) -> None:
+        self._redirected.__exit__(None, None, None)
 
 
 class Unreachable(AzureMlPlatform):
-    """The adapter when nothing answers: its requests go to a port on which nobody listens."""
+    """The adapter when nothing answers: its requests go to a port on which no server listens."""
 
     def champion(self, model_name: str) -> ModelVersion | None:
-        nobody = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), "http://127.0.0.1:9")
-        with redirected(nobody):
+        closed_port = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), "http://127.0.0.1:9")
+        with redirected(closed_port):
             return super().champion(model_name)
 
 

@@ -16,7 +16,7 @@ import pytest
 from ml_service.errors import IntegrityError, UnhealthyError
 from ml_service.ports import Endpoint
 from ml_service.smoke import MALFORMED, smoke
-from tests.support.fake_target import make_release
+from tests.support.releases import make_release
 
 KEY = "the-right-key"
 

@@ -14,8 +14,8 @@ from ml_service.targets.aks import canary as aks_canary
 from ml_service.targets.aks import ingress
 from ml_service.targets.aks.canary import Share
 from ml_service.targets.aks.ingress import Entrance, answer, weighed
-from tests.support.aks_scenario import NAME, World, at_gateway, without_waiting
-from tests.support.deployments import no_question
+from tests.support.aks_scenario import NAME, AksScenario, at_gateway, without_waiting
+from tests.support.releases import no_verification
 from tests.support.route_schemas import violations
 
 pytest.importorskip("kubernetes")
@@ -26,23 +26,23 @@ AT_GATEWAY = at_gateway("infra/public")
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AksScenario:
     """A cluster in memory that nobody waits for, with no Gateway yet."""
     without_waiting(monkeypatch)
     monkeypatch.setattr(ingress, "_ANSWER_PATIENCE", 0.1)
-    return World(tmp_path)
+    return AksScenario(tmp_path)
 
 
 @pytest.fixture(params=[GATEWAY_API, ISTIO, OLD_ISTIO])
-def api(request: pytest.FixtureRequest, world: World) -> str:
+def api(request: pytest.FixtureRequest, scenario: AksScenario) -> str:
     """The version of a group that the cluster serves, with a Gateway of it."""
-    world.gateway(str(request.param), "infra/public")
+    scenario.gateway(str(request.param), "infra/public")
     return str(request.param)
 
 
-def route(world: World) -> Any:
+def route(scenario: AksScenario) -> Any:
     """The route that is there, of whichever kind."""
-    return world.object("httproutes") or world.object("virtualservices")
+    return scenario.object("httproutes") or scenario.object("virtualservices")
 
 
 def weights(body: Any) -> dict[str, int]:
@@ -56,32 +56,34 @@ class TestSchemas:
     """What is rendered is what Gateway API and Istio define."""
 
     @pytest.mark.parametrize("percent", [0, 1, 10, 50, 99])
-    def test_every_route_is_valid_and_its_weights_sum_to_100(self, world: World, api: str, percent: int) -> None:
+    def test_every_route_is_valid_and_its_weights_sum_to_100(
+        self, scenario: AksScenario, api: str, percent: int
+    ) -> None:
         """Without a canary, and with any share."""
-        body = rendered(world, "infra/public", percent)
+        body = rendered(scenario, "infra/public", percent)
         assert (body["apiVersion"], violations(body)) == (api, [])
         assert weights(body) == {NAME: 100 - percent, f"{NAME}-canary": percent}
 
     @pytest.mark.parametrize("served", [ISTIO, OLD_ISTIO])
-    def test_a_route_of_the_mesh_is_valid(self, world: World, served: str) -> None:
+    def test_a_route_of_the_mesh_is_valid(self, scenario: AksScenario, served: str) -> None:
         """It needs no Gateway."""
-        world.api.served.add(served)
-        body = rendered(world, "mesh", 10)
+        scenario.api.served.add(served)
+        body = rendered(scenario, "mesh", 10)
         assert (violations(body), body["spec"]["gateways"]) == ([], ["mesh"])
 
-    def test_a_wrong_route_is_not_valid(self, world: World, api: str) -> None:
+    def test_a_wrong_route_is_not_valid(self, scenario: AksScenario, api: str) -> None:
         """A weight that is text, a field that nobody knows, a missing one: the check would see each."""
-        good = rendered(world, "infra/public", 10)
+        good = rendered(scenario, "infra/public", 10)
         for change in (weight_as_text, unknown_field, host_as_number):
             wrong = copy.deepcopy(good)
             change(wrong)
             assert len(violations(wrong)) == 1, change
 
 
-def rendered(world: World, gateway: str, percent: int) -> Any:
+def rendered(scenario: AksScenario, gateway: str, percent: int) -> Any:
     """The route as it is applied."""
-    settings = world.settings(**at_gateway(gateway))
-    return weighed(Entrance(world.api.cluster(), settings).objects()[-1], NAME, percent)
+    settings = scenario.settings(**at_gateway(gateway))
+    return weighed(Entrance(scenario.api.cluster(), settings).objects()[-1], NAME, percent)
 
 
 def entries(body: Any) -> Any:
@@ -108,48 +110,48 @@ def host_as_number(body: Any) -> None:
 class TestWhichKind:
     """Decided by what the cluster serves, and where a Gateway of that name is."""
 
-    def test_gateway_api_comes_first(self, world: World) -> None:
+    def test_gateway_api_comes_first(self, scenario: AksScenario) -> None:
         """Where both know a Gateway of that name."""
-        world.gateway(ISTIO, "infra/public")
-        world.gateway(GATEWAY_API, "infra/public")
-        assert kind(world) == "HTTPRoute"
+        scenario.gateway(ISTIO, "infra/public")
+        scenario.gateway(GATEWAY_API, "infra/public")
+        assert kind(scenario) == "HTTPRoute"
 
-    def test_istio_where_gateway_api_knows_no_such_gateway(self, world: World) -> None:
+    def test_istio_where_gateway_api_knows_no_such_gateway(self, scenario: AksScenario) -> None:
         """That Gateway API is installed is not enough."""
-        world.gateway(ISTIO, "infra/public")
-        world.gateway(GATEWAY_API, "infra/another")
-        assert kind(world) == "VirtualService"
+        scenario.gateway(ISTIO, "infra/public")
+        scenario.gateway(GATEWAY_API, "infra/another")
+        assert kind(scenario) == "VirtualService"
 
-    def test_a_lookup_that_is_refused_is_passed_over_when_the_other_finds_it(self, world: World) -> None:
+    def test_a_lookup_that_is_refused_is_passed_over_when_the_other_finds_it(self, scenario: AksScenario) -> None:
         """A role may have the rights on one kind only."""
-        world.gateway(ISTIO, "infra/public")
-        world.api.served.add(GATEWAY_API)
-        world.api.refused[f"{GATEWAY_API}/namespaces"] = 403
-        assert kind(world) == "VirtualService"
+        scenario.gateway(ISTIO, "infra/public")
+        scenario.api.served.add(GATEWAY_API)
+        scenario.api.refused[f"{GATEWAY_API}/namespaces"] = 403
+        assert kind(scenario) == "VirtualService"
 
-    def test_a_lookup_that_is_refused_is_told_when_no_other_finds_it(self, world: World) -> None:
+    def test_a_lookup_that_is_refused_is_told_when_no_other_finds_it(self, scenario: AksScenario) -> None:
         """Nobody is told that a Gateway is missing which he may not see."""
-        world.api.served |= {GATEWAY_API, ISTIO}
-        world.api.refused[f"{GATEWAY_API}/namespaces"] = 403
+        scenario.api.served |= {GATEWAY_API, ISTIO}
+        scenario.api.refused[f"{GATEWAY_API}/namespaces"] = 403
         with pytest.raises(UnavailableError, match=r"(?s)403.*docs/aks.md"):
-            kind(world)
+            kind(scenario)
 
-    def test_a_gateway_that_is_not_there(self, world: World) -> None:
+    def test_a_gateway_that_is_not_there(self, scenario: AksScenario) -> None:
         """What was looked for, where, and what to do."""
-        world.gateway(GATEWAY_API, "infra/another")
+        scenario.gateway(GATEWAY_API, "infra/another")
         with pytest.raises(ConfigurationError, match=r"(?s)AKS_GATEWAY=infra/public.*gateway\.networking.*kubectl get"):
-            world.deploy(world.release("1"), **AT_GATEWAY)
-        assert world.object("services") is None
+            scenario.deploy(scenario.release("1"), **AT_GATEWAY)
+        assert scenario.object("services") is None
 
     @pytest.mark.parametrize("gateway", ["infra/public", "mesh"])
-    def test_a_cluster_that_serves_neither(self, world: World, gateway: str) -> None:
+    def test_a_cluster_that_serves_neither(self, scenario: AksScenario, gateway: str) -> None:
         """An Ingress and pods would do."""
         with pytest.raises(ConfigurationError, match=r"(?s)serves none of.*istio.*unset AKS_GATEWAY"):
-            kind(world, gateway)
+            kind(scenario, gateway)
 
-    def test_doctor_says_what_is_missing(self, world: World) -> None:
+    def test_doctor_says_what_is_missing(self, scenario: AksScenario) -> None:
         """In a finding of its own, beside the others."""
-        findings = {finding.subject: finding for finding in world.target(**AT_GATEWAY).diagnose()}
+        findings = {finding.subject: finding for finding in scenario.target(**AT_GATEWAY).diagnose()}
         assert {subject: finding.ok for subject, finding in findings.items()} == {
             "cluster": True,
             "rights": True,
@@ -157,9 +159,9 @@ class TestWhichKind:
         }
 
 
-def kind(world: World, gateway: str = "infra/public") -> str:
+def kind(scenario: AksScenario, gateway: str = "infra/public") -> str:
     """Of the route that would be made."""
-    found = Entrance(world.api.cluster(), world.settings(**at_gateway(gateway))).route
+    found = Entrance(scenario.api.cluster(), scenario.settings(**at_gateway(gateway))).route
     assert found is not None
     return found.kind
 
@@ -167,136 +169,136 @@ def kind(world: World, gateway: str = "infra/public") -> str:
 class TestSettings:
     """AKS_GATEWAY is a name, and needs a host."""
 
-    def test_it_needs_a_host(self, world: World) -> None:
+    def test_it_needs_a_host(self, scenario: AksScenario) -> None:
         """A route without one would take every request of the Gateway."""
         with pytest.raises(ConfigurationError, match=r"(?s)AKS_GATEWAY: needs a host.*set AKS_HOST"):
-            world.settings(AKS_GATEWAY="infra/public")
+            scenario.settings(AKS_GATEWAY="infra/public")
 
     @pytest.mark.parametrize("value", ["a/b/c", "../x", "Public", "a b", "/x", "x/"])
-    def test_what_names_no_gateway_is_refused(self, world: World, value: str) -> None:
+    def test_what_names_no_gateway_is_refused(self, scenario: AksScenario, value: str) -> None:
         """It becomes part of a path."""
         with pytest.raises(ConfigurationError, match="expected NAMESPACE/NAME, NAME or mesh"):
-            world.settings(**at_gateway(value))
+            scenario.settings(**at_gateway(value))
 
     @pytest.mark.parametrize(
         ("value", "expected"), [("infra/public", "infra/public"), ("public", "models/public"), ("mesh", "mesh")]
     )
-    def test_a_name_alone_is_of_our_namespace(self, world: World, value: str, expected: str) -> None:
+    def test_a_name_alone_is_of_our_namespace(self, scenario: AksScenario, value: str, expected: str) -> None:
         """``mesh`` is no name."""
-        assert world.settings(**at_gateway(value), AKS_NAMESPACE="models").aks.gateway == expected
+        assert scenario.settings(**at_gateway(value), AKS_NAMESPACE="models").aks.gateway == expected
 
     @pytest.mark.parametrize(
         ("gateway", "expected"), [("infra/public", "https://model.example.com"), ("mesh", "http://model.example.com")]
     )
-    def test_the_address_is_the_host(self, world: World, gateway: str, expected: str) -> None:
+    def test_the_address_is_the_host(self, scenario: AksScenario, gateway: str, expected: str) -> None:
         """A Gateway ends TLS; a sidecar shares out plain requests only, and encrypts them itself."""
-        world.gateway(ISTIO, "infra/public")
-        assert world.deploy(world.release("1"), **at_gateway(gateway)).url == expected
+        scenario.gateway(ISTIO, "infra/public")
+        assert scenario.deploy(scenario.release("1"), **at_gateway(gateway)).url == expected
 
 
 class TestDeployment:
     """What stands on the cluster without a canary."""
 
-    def test_all_goes_to_the_version_that_serves(self, world: World, api: str) -> None:
+    def test_all_goes_to_the_version_that_serves(self, scenario: AksScenario, api: str) -> None:
         """A route in place of the Ingress; the Services tell the tracks apart, so that weights alone are the share."""
-        world.deploy(world.release("1"), **AT_GATEWAY)
-        assert weights(route(world)) == {NAME: 100, f"{NAME}-canary": 0}
-        assert world.object("ingresses") is None
-        selectors = [world.object("services", name)["spec"]["selector"] for name in (NAME, f"{NAME}-canary")]
+        scenario.deploy(scenario.release("1"), **AT_GATEWAY)
+        assert weights(route(scenario)) == {NAME: 100, f"{NAME}-canary": 0}
+        assert scenario.object("ingresses") is None
+        selectors = [scenario.object("services", name)["spec"]["selector"] for name in (NAME, f"{NAME}-canary")]
         assert [selector["mlops/track"] for selector in selectors] == ["stable", "canary"]
 
-    def test_the_same_again_is_no_change(self, world: World, api: str) -> None:
+    def test_the_same_again_is_no_change(self, scenario: AksScenario, api: str) -> None:
         """The plan is empty."""
-        release = world.release("1")
-        world.deploy(release, **AT_GATEWAY)
-        assert world.steps(release, **AT_GATEWAY) == []
+        release = scenario.release("1")
+        scenario.deploy(release, **AT_GATEWAY)
+        assert scenario.steps(release, **AT_GATEWAY) == []
 
-    def test_undeploy_leaves_nothing(self, world: World, api: str) -> None:
+    def test_undeploy_leaves_nothing(self, scenario: AksScenario, api: str) -> None:
         """Also when the Gateway is gone by then, and whatever the settings say."""
-        world.deploy(world.release("1"), **AT_GATEWAY)
+        scenario.deploy(scenario.release("1"), **AT_GATEWAY)
         gateway = (f"gateways.{api.partition('/')[0]}", "infra/public")
-        del world.api.objects[gateway]
-        world.target().undeploy(print)
-        assert world.api.objects == {}
+        del scenario.api.objects[gateway]
+        scenario.target().undeploy(print)
+        assert scenario.api.objects == {}
 
 
 class TestSwitch:
     """Turning AKS_GATEWAY on or off removes what the other way in was made of, if it is ours."""
 
-    def test_on_the_ingress_goes(self, world: World, api: str) -> None:
+    def test_on_the_ingress_goes(self, scenario: AksScenario, api: str) -> None:
         """The plan says so."""
-        release = world.release("1")
-        world.deploy(release, AKS_HOST="model.example.com")
+        release = scenario.release("1")
+        scenario.deploy(release, AKS_HOST="model.example.com")
         expected = [
             ("change", f"Service {NAME}"),
             ("create", f"Service {NAME}-canary"),
             ("create", f"{'HTTPRoute' if api == GATEWAY_API else 'VirtualService'} {NAME}"),
             ("delete", f"Ingress {NAME}: AKS_GATEWAY is set"),
         ]
-        assert world.steps(release, **AT_GATEWAY) == expected
-        world.deploy(release, **AT_GATEWAY)
-        assert (world.object("ingresses"), world.steps(release, **AT_GATEWAY)) == (None, [])
+        assert scenario.steps(release, **AT_GATEWAY) == expected
+        scenario.deploy(release, **AT_GATEWAY)
+        assert (scenario.object("ingresses"), scenario.steps(release, **AT_GATEWAY)) == (None, [])
 
-    def test_on_the_ingress_stays_until_the_route_is_taken(self, world: World) -> None:
+    def test_on_the_ingress_stays_until_the_route_is_taken(self, scenario: AksScenario) -> None:
         """No way in would be worse than the old one."""
-        world.gateway(GATEWAY_API, "infra/public")
-        world.api.accepts = None
-        release = world.release("1")
-        world.deploy(release, AKS_HOST="model.example.com")
+        scenario.gateway(GATEWAY_API, "infra/public")
+        scenario.api.accepts = None
+        release = scenario.release("1")
+        scenario.deploy(release, AKS_HOST="model.example.com")
         with pytest.raises(UnhealthyError, match="no controller has answered"):
-            world.deploy(release, **AT_GATEWAY)
-        assert world.object("ingresses") is not None
+            scenario.deploy(release, **AT_GATEWAY)
+        assert scenario.object("ingresses") is not None
 
-    def test_off_the_route_goes(self, world: World, api: str) -> None:
+    def test_off_the_route_goes(self, scenario: AksScenario, api: str) -> None:
         """And the Service of the candidate; the other one leads to all pods again."""
-        release = world.release("1")
-        world.deploy(release, **AT_GATEWAY)
-        world.deploy(release, AKS_HOST="model.example.com")
-        assert (route(world), world.object("services", f"{NAME}-canary")) == (None, None)
-        assert world.object("ingresses") is not None
-        assert "mlops/track" not in world.object("services")["spec"]["selector"]
-        assert world.steps(release, AKS_HOST="model.example.com") == []
+        release = scenario.release("1")
+        scenario.deploy(release, **AT_GATEWAY)
+        scenario.deploy(release, AKS_HOST="model.example.com")
+        assert (route(scenario), scenario.object("services", f"{NAME}-canary")) == (None, None)
+        assert scenario.object("ingresses") is not None
+        assert "mlops/track" not in scenario.object("services")["spec"]["selector"]
+        assert scenario.steps(release, AKS_HOST="model.example.com") == []
 
-    def test_to_a_gateway_of_the_other_kind_the_old_route_goes(self, world: World) -> None:
+    def test_to_a_gateway_of_the_other_kind_the_old_route_goes(self, scenario: AksScenario) -> None:
         """Both would take the same host."""
-        world.gateway(GATEWAY_API, "infra/public")
-        world.gateway(ISTIO, "infra/istio")
-        release = world.release("1")
-        world.deploy(release, **AT_GATEWAY)
+        scenario.gateway(GATEWAY_API, "infra/public")
+        scenario.gateway(ISTIO, "infra/istio")
+        release = scenario.release("1")
+        scenario.deploy(release, **AT_GATEWAY)
         step = ("delete", f"HTTPRoute {NAME}: the Gateway has another kind of routes")
-        assert step in world.steps(release, **at_gateway("infra/istio"))
-        world.deploy(release, **at_gateway("infra/istio"))
-        assert (world.object("httproutes"), world.object("virtualservices")["kind"]) == (None, "VirtualService")
+        assert step in scenario.steps(release, **at_gateway("infra/istio"))
+        scenario.deploy(release, **at_gateway("infra/istio"))
+        assert (scenario.object("httproutes"), scenario.object("virtualservices")["kind"]) == (None, "VirtualService")
 
-    def test_what_somebody_else_made_stays(self, world: World, api: str) -> None:
+    def test_what_somebody_else_made_stays(self, scenario: AksScenario, api: str) -> None:
         """Its name alone makes it not ours, and without AKS_GATEWAY it is not even looked at."""
         theirs = {"name": NAME, "labels": {}, "generation": 1}
-        world.api.objects[(PLURALS[api], NAME)] = {"metadata": theirs, "spec": {"parentRefs": [{}]}}
-        world.api.refused[PLURALS[api]] = 403
-        world.deploy(world.release("1"))
-        world.target().undeploy(print)
-        assert (PLURALS[api], NAME) in world.api.objects
+        scenario.api.objects[(PLURALS[api], NAME)] = {"metadata": theirs, "spec": {"parentRefs": [{}]}}
+        scenario.api.refused[PLURALS[api]] = 403
+        scenario.deploy(scenario.release("1"))
+        scenario.target().undeploy(print)
+        assert (PLURALS[api], NAME) in scenario.api.objects
 
 
 class TestCanary:
     """Exactly the share that was asked for, set when the candidate is there and taken back before it goes."""
 
-    def test_the_share_is_exact(self, world: World, api: str) -> None:
+    def test_the_share_is_exact(self, scenario: AksScenario, api: str) -> None:
         """One pod for 3 % of two; the autoscaler goes on."""
-        world.deploy(world.release("1"), AKS_MIN_REPLICAS="2", **AT_GATEWAY)
-        status = world.deploy(world.release("2"), canary=3, AKS_MIN_REPLICAS="2", **AT_GATEWAY)
+        scenario.deploy(scenario.release("1"), AKS_MIN_REPLICAS="2", **AT_GATEWAY)
+        status = scenario.deploy(scenario.release("2"), canary=3, AKS_MIN_REPLICAS="2", **AT_GATEWAY)
         assert status.state == "serving; canary: toy version 2 gets 3.0 % of the traffic"
-        assert weights(route(world)) == {NAME: 97, f"{NAME}-canary": 3}
-        assert (len(world.api.pods("stable")), len(world.api.pods("canary"))) == (2, 1)
-        scaler = world.object("horizontalpodautoscalers")["spec"]
+        assert weights(route(scenario)) == {NAME: 97, f"{NAME}-canary": 3}
+        assert (len(scenario.api.pods("stable")), len(scenario.api.pods("canary"))) == (2, 1)
+        scaler = scenario.object("horizontalpodautoscalers")["spec"]
         assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 10)
-        assert violations({name: value for name, value in route(world).items() if name != "status"}) == []
+        assert violations({name: value for name, value in route(scenario).items() if name != "status"}) == []
 
-    def test_the_plan_names_the_route(self, world: World) -> None:
+    def test_the_plan_names_the_route(self, scenario: AksScenario) -> None:
         """Nothing is said of scaling the version that serves."""
-        world.gateway(GATEWAY_API, "infra/public")
-        world.deploy(world.release("1"), **AT_GATEWAY)
-        plan = world.target(**AT_GATEWAY).plan(world.release("2"), canary_percent=10)
+        scenario.gateway(GATEWAY_API, "infra/public")
+        scenario.deploy(scenario.release("1"), **AT_GATEWAY)
+        plan = scenario.target(**AT_GATEWAY).plan(scenario.release("2"), canary_percent=10)
         last = plan.steps[-1]
         goes = "10.0 % of the traffic goes to toy version 2"
         assert (last.action, last.subject) == ("change", f"HTTPRoute ({GATEWAY_API}) at Gateway infra/public: {goes}")
@@ -318,68 +320,70 @@ class TestCanary:
 
     @pytest.mark.parametrize("end", ["rollback", "promote"])
     def test_weights_come_after_the_pods_and_go_before_them(
-        self, world: World, api: str, end: str, monkeypatch: pytest.MonkeyPatch
+        self, scenario: AksScenario, api: str, end: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """So no request is sent where nobody answers; the setting may be another by then."""
         monkeypatch.setattr(aks_canary, "judge", lambda *_: None)
-        world.deploy(world.release("1"), **AT_GATEWAY)
-        world.api.writes.clear()
-        world.deploy(world.release("2"), canary=10, **AT_GATEWAY)
+        scenario.deploy(scenario.release("1"), **AT_GATEWAY)
+        scenario.api.writes.clear()
+        scenario.deploy(scenario.release("2"), canary=10, **AT_GATEWAY)
         changed = ("PATCH", f"{PLURALS[api]}/{NAME}")
         canary = ("PATCH", f"deployments/{NAME}-canary")
-        order = [write for write in world.api.writes if write in (changed, canary)]
+        order = [write for write in scenario.api.writes if write in (changed, canary)]
         assert order[-4:] == [changed, canary, changed, canary]
-        world.api.writes.clear()
+        scenario.api.writes.clear()
         if end == "promote":
-            world.target().promote(print)
+            scenario.target().promote(print)
         else:
-            world.target().rollback(no_question, print)
-        assert weights(route(world)) == {NAME: 100, f"{NAME}-canary": 0}
-        removed = world.api.writes.index(("DELETE", f"deployments/{NAME}-canary"))
-        assert world.api.writes.index(changed) < removed
-        assert world.serving()[0] == ("2" if end == "promote" else "1")
+            scenario.target().rollback(no_verification, print)
+        assert weights(route(scenario)) == {NAME: 100, f"{NAME}-canary": 0}
+        removed = scenario.api.writes.index(("DELETE", f"deployments/{NAME}-canary"))
+        assert scenario.api.writes.index(changed) < removed
+        assert scenario.serving()[0] == ("2" if end == "promote" else "1")
 
     @pytest.mark.parametrize(
         ("accepts", "why"), [(False, "NotAllowedByListeners"), (None, "no controller has answered")]
     )
-    def test_a_route_that_no_controller_takes_ends_it(self, world: World, accepts: bool | None, why: str) -> None:
+    def test_a_route_that_no_controller_takes_ends_it(
+        self, scenario: AksScenario, accepts: bool | None, why: str
+    ) -> None:
         """A share that nobody sends would be a lie."""
-        world.gateway(GATEWAY_API, "infra/public")
-        world.deploy(world.release("1"), **AT_GATEWAY)
-        world.api.accepts = accepts
+        scenario.gateway(GATEWAY_API, "infra/public")
+        scenario.deploy(scenario.release("1"), **AT_GATEWAY)
+        scenario.api.accepts = accepts
         with pytest.raises(UnhealthyError, match=why):
-            world.deploy(world.release("2"), canary=10, **AT_GATEWAY)
-        assert weights(route(world)) == {NAME: 100, f"{NAME}-canary": 0}
-        assert (world.api.pods("canary"), world.state()) == ([], "serving")
+            scenario.deploy(scenario.release("2"), canary=10, **AT_GATEWAY)
+        assert weights(route(scenario)) == {NAME: 100, f"{NAME}-canary": 0}
+        assert (scenario.api.pods("canary"), scenario.state()) == ([], "serving")
 
     def test_a_candidate_that_is_not_led_to_gets_no_share(
-        self, world: World, api: str, monkeypatch: pytest.MonkeyPatch
+        self, scenario: AksScenario, api: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its Service is asked first."""
-        world.deploy(world.release("1"), **AT_GATEWAY)
+        scenario.deploy(scenario.release("1"), **AT_GATEWAY)
         monkeypatch.setattr(ingress, "_LEADS_PATIENCE", 0.0)
-        generation = route(world)["metadata"]["generation"]
+        generation = route(scenario)["metadata"]["generation"]
         with pytest.raises(UnhealthyError, match=f"Service {NAME}-canary: does not lead"):
-            world.deploy(world.release("2"), canary=10, **AT_GATEWAY)
-        assert route(world)["metadata"]["generation"] == generation
+            scenario.deploy(scenario.release("2"), canary=10, **AT_GATEWAY)
+        assert route(scenario)["metadata"]["generation"] == generation
 
-    def test_one_that_was_killed_at_its_start_is_ended_in_order(self, world: World, api: str) -> None:
+    def test_one_that_was_killed_at_its_start_is_ended_in_order(self, scenario: AksScenario, api: str) -> None:
         """By the next deployment: its weights go before its pods."""
-        world.deploy(world.release("1"), **AT_GATEWAY)
-        world.deploy(world.release("2"), canary=10, **AT_GATEWAY)
-        del world.object("deployments", f"{NAME}-canary")["metadata"]["annotations"][aks_canary.READY]
-        world.api.writes.clear()
-        assert world.deploy(world.release("3"), **AT_GATEWAY).state == "serving"
-        changes = [path for _, path in world.api.writes]
+        scenario.deploy(scenario.release("1"), **AT_GATEWAY)
+        scenario.deploy(scenario.release("2"), canary=10, **AT_GATEWAY)
+        del scenario.object("deployments", f"{NAME}-canary")["metadata"]["annotations"][aks_canary.READY]
+        scenario.api.writes.clear()
+        assert scenario.deploy(scenario.release("3"), **AT_GATEWAY).state == "serving"
+        changes = [path for _, path in scenario.api.writes]
         assert changes.index(f"{PLURALS[api]}/{NAME}") < changes.index(f"deployments/{NAME}-canary")
-        assert weights(route(world)) == {NAME: 100, f"{NAME}-canary": 0}
+        assert weights(route(scenario)) == {NAME: 100, f"{NAME}-canary": 0}
 
-    def test_a_canary_by_pods_ends_without_a_route(self, world: World, api: str) -> None:
+    def test_a_canary_by_pods_ends_without_a_route(self, scenario: AksScenario, api: str) -> None:
         """AKS_GATEWAY was set while it ran: its end makes nothing; the next deployment does."""
-        world.deploy(world.release("1"), AKS_HOST="model.example.com")
-        world.deploy(world.release("2"), canary=50, AKS_HOST="model.example.com")
-        world.target(**AT_GATEWAY).rollback(no_question, print)
-        assert (route(world), world.api.pods("canary")) == (None, [])
+        scenario.deploy(scenario.release("1"), AKS_HOST="model.example.com")
+        scenario.deploy(scenario.release("2"), canary=50, AKS_HOST="model.example.com")
+        scenario.target(**AT_GATEWAY).rollback(no_verification, print)
+        assert (route(scenario), scenario.api.pods("canary")) == (None, [])
 
 
 class TestAnswer:
