@@ -58,10 +58,11 @@ def test(session: nox.Session) -> None:
         session.run("inv", "coverage", "--suite", EVERYTHING, *session.posargs)
     else:
         install(session, "requirements/ci.txt")
-        # Its figures are nobody's, and must not take the place of those of 3.11, to which --failed adds.
-        figures = str(Path(session.virtualenv.location) / "coverage")
-        quick = ["--quick"] if session.python == "3.13" else []
-        session.run("inv", "test", *quick, *session.posargs, env={"COVERAGE_FILE": figures})
+        # Write coverage and report elsewhere: they must not overwrite those of 3.11, to which --failed adds and which
+        # may be running at the same time.
+        folder = Path(session.virtualenv.location)
+        options = ["--junit", str(folder / "tests.xml"), *(["--quick"] if session.python == "3.13" else [])]
+        session.run("inv", "test", *options, *session.posargs, env={"COVERAGE_FILE": str(folder / "coverage")})
 
 
 @nox.session(venv_backend="none")

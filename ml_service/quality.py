@@ -159,10 +159,10 @@ def test(
         _run(["-m", "coverage", "erase"], root, console)
     folders = [f"tests/{name}" for name in suites]
     report = Path(junit).absolute() if junit else record.with_name("tests.xml")
-    # Slow tests wait for processes and services, so one more runs at a time than there are processors. A file's tests
-    # stay together, since they share what is slow to make.
-    at_a_time = max(2, os.cpu_count() or 1) + (0 if quick else 1)
-    together = ["--numprocesses", str(at_a_time), "--dist", "loadfile"]
+    # Slow tests wait for processes and services, so more run at a time than there are processors. tests/conftest.py
+    # decides which stay together, since they share what is slow to make, and which come first.
+    at_a_time = max(2, os.cpu_count() or 1) + (0 if quick else 2)
+    together = ["--numprocesses", str(at_a_time), "--dist", "loadscope", "--no-loadscope-reorder"]
     chosen = ["-m", _marks(suites, quick), "-o", f"cache_dir={_last_results()}", *(_ONLY_FAILED if failed else [])]
     arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *chosen, *folders, f"--junit-xml={report}"]
     code = _run(arguments, root, console)

@@ -1,8 +1,14 @@
-"""No test may depend on, or write to, what the person or pipeline that runs it has set up for real work."""
+"""No test may depend on, or write to, what the person or pipeline that runs it has set up for real work.
+
+Here, too, it is decided which tests stay together when several processes share the suite, and which come first.
+"""
 
 from __future__ import annotations
 
 import os
+from typing import Any
+
+import pytest
 
 from ml_service.config import SECTIONS, CoreSettings
 from ml_service.config.fields import declared
@@ -20,3 +26,38 @@ def settings() -> set[str]:
 
 for name in (settings() - _OF_THE_MACHINE).union(_OF_THE_PIPELINE):
     os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first: a worker that begins with them at the end would keep the others waiting."""
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    """Return 0 for tests on a cluster, 1 on an engine, 2 for other slow ones, 3 for the rest."""
+    marks = {mark.name for mark in item.iter_markers()}
+    return next((rank for rank, name in enumerate(("kubernetes", "docker", "slow")) if name in marks), 3)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give workers whole groups of tests: those of a class, or of a file, on one rig.
+
+    What tests of a group share is made once. The tests of a contract suite share nothing across rigs.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            test, _, parameters = nodeid.partition("[")
+            group = test.rpartition("::")[0]
+            return f"{group}[{_rig(parameters)}]" if test.startswith("tests/contract/") else group
+
+    return GroupScheduling(config, log)
+
+
+def _rig(parameters: str) -> str:
+    """Return the name of the rig among a test's parameters, such as ``docker`` in ``docker-crash]``."""
+    from tests.support.rigs import PLATFORM_RIGS, TARGET_RIGS
+
+    return next((word for word in parameters.rstrip("]").split("-") if word in {**TARGET_RIGS, **PLATFORM_RIGS}), "")

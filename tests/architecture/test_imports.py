@@ -120,6 +120,7 @@ def test_the_contracts_are_kept(copy_of_the_sources: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

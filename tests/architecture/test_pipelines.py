@@ -30,6 +30,7 @@ def pipeline(name: str, **given: str) -> Pipeline:
     return read(name, expand(FOLDER, name, given)[0])
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_the_pipelines() -> None:
     """Each file expanded, for each choice of its parameters: scripts, order, names, the official schema."""
     assert check(FOLDER, EXAMPLE, parse_task) == []

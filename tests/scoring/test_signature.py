@@ -234,6 +234,7 @@ def outcome(one: RowReader, body: bytes) -> Any:
         return error.status, error.code, error.place, error.message
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ROWS, max_size=4))
 def test_the_fast_reading_accepts_and_answers_what_the_careful_one_does(rows: list[Any]) -> None:

@@ -476,6 +476,7 @@ def serving(env: TaskEnv) -> TaskEnv:
     return env
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes, expected", [({}, 0), ({"train": 3}, 3)])
 def test_ci_runs_every_stage_and_ends_with_a_table(
     serving: TaskEnv,
@@ -496,6 +497,7 @@ def test_ci_runs_every_stage_and_ends_with_a_table(
     assert serving.target.status() is not None
 
 
+@pytest.mark.slow
 def test_ci_leaves_nothing_running_on_a_build_agent(
     serving: TaskEnv, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,9 +45,6 @@ PLATFORM_RIGS: dict[str, type[PlatformRig]] = {
 def rig_params(rigs: Mapping[str, type[TargetRig] | type[PlatformRig]]) -> list[Any]:
     """Return the parameters of a fixture that runs each test on every rig.
 
-    The tests of a rig are a group of their own, so that workers of pytest-xdist share the suite and start a rig once.
+    ``tests/conftest.py`` reads the rig's name from a test's parameters and gives each rig to one worker at a time.
     """
-    return [
-        pytest.param(name, marks=[*rig.marks, pytest.mark.xdist_group(f"{rig.__name__}")])
-        for name, rig in sorted(rigs.items())
-    ]
+    return [pytest.param(name, marks=rig.marks) for name, rig in sorted(rigs.items())]
