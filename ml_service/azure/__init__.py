@@ -1,1 +1,1 @@
-"""What everything that talks to Azure Resource Manager shares."""
+"""Sign-in, errors, leases and secrets, for every module that calls Azure."""

@@ -1,4 +1,4 @@
-"""What Azure refuses, or its silence, as errors that a person can act on. In one place for all that talks to ARM."""
+"""Translate Azure errors and timeouts into MlopsErrors. Used by every module that calls Azure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ml_service.config import Settings
 from ml_service.errors import INSTALL, ConfigurationError, MlopsError, UnavailableError
 
 RETRIES: Mapping[str, Any] = {"retry_total": 4, "retry_status": 4, "retry_backoff_max": 8, "timeout": 90}
-"""Of one call, in the SDK's words: 429, 5xx and dropped connections are tried again, for 90 seconds at most."""
+"""Options of an SDK client: 429, 5xx and dropped connections are tried again, for 90 seconds at most."""
 
 _NEXT_STEPS: Mapping[str, str] = {
     "401": "sign in again: az login, or check SP_APP_ID, SP_APP_SECRET and TENANT_ID",
@@ -25,13 +25,13 @@ _NEXT_STEPS: Mapping[str, str] = {
 
 
 class AbsentError(MlopsError):
-    """Azure knows no such thing."""
+    """Azure answered 404: there is no such resource."""
 
     exit_code = UnavailableError.exit_code
 
 
 def required(settings: Settings, *names: str) -> None:
-    """Insist on settings of Azure by their names.
+    """Require settings of Azure by their names.
 
     Raises:
         ConfigurationError: one is not set.
@@ -45,12 +45,12 @@ def required(settings: Settings, *names: str) -> None:
 
 @contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Name the Azure resource that a block works on in whatever Azure answers.
+    """Turn Azure's errors in the block into MlopsErrors that name the resource ``where``.
 
     Raises:
         ConfigurationError: the SDK is missing, or nobody is signed in.
         AbsentError: 404.
-        UnavailableError: anything else that Azure refuses, or its silence.
+        UnavailableError: Azure refuses for another reason, or does not answer.
     """
     try:
         from azure.core import exceptions
@@ -79,8 +79,8 @@ def _refusal(error: Any, where: str) -> MlopsError:
     kind = AbsentError if status == "404" else UnavailableError
     next_step = _NEXT_STEPS.get(code) or _NEXT_STEPS.get(status) or "see Azure's own message above"
     why = str(getattr(error.error, "message", "") or "").strip() or _first_line(error)
-    said = ", ".join(part for part in (f"status {status}" if status >= "400" else "", code) if part)
-    return kind(f"Azure refused ({said}): {why}", where=where, next_step=next_step)
+    detail = ", ".join(part for part in (f"status {status}" if status >= "400" else "", code) if part)
+    return kind(f"Azure refused ({detail}): {why}", where=where, next_step=next_step)
 
 
 def _first_line(error: Exception) -> str:

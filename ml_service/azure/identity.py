@@ -1,4 +1,4 @@
-"""Signing in to Azure: the service principal of the settings, or whatever this machine or agent is signed in with."""
+"""Sign in to Azure: with the service principal of the settings, or as this machine or agent is signed in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ml_service.errors import INSTALL, ConfigurationError
 
 
 def credential(settings: Settings) -> Any:
-    """An azure-identity credential; it asks for nothing before its first use.
+    """Return an azure-identity credential. It asks Azure for nothing before its first use.
 
     Raises:
         ConfigurationError: azure-identity is not installed.
@@ -30,7 +30,7 @@ def credential(settings: Settings) -> Any:
 
 
 def token(signed_in: Any, scope: str) -> str:
-    """An access token of what ``credential`` gave.
+    """Return an access token; ``signed_in`` is what ``credential`` returned.
 
     Raises:
         ConfigurationError: Entra refuses the sign-in, or nobody is signed in.

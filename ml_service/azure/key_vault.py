@@ -1,4 +1,4 @@
-"""The endpoint's two keys in an Azure Key Vault: read there, and made there when they are missing."""
+"""The endpoint's two keys in an Azure Key Vault."""
 
 from __future__ import annotations
 
@@ -31,32 +31,41 @@ class VaultKeys:
 
             return SecretClient(f"https://{self._vault}.vault.azure.net", credential(self._settings), **RETRIES)
 
+    @property
+    def description(self) -> str:
+        """The secrets and their vault, for people."""
+        return f"the secrets {self._name}-primary-key and {self._name}-secondary-key of key vault {self._vault}"
+
+    def is_complete(self) -> bool:
+        """Return whether the vault holds both keys."""
+        return all(self._get(name) for name in _NAMES)
+
     def provide(self) -> None:
-        """Make what is missing: keys outlive deployments."""
+        """Generate the keys that are missing. Keys outlive deployments, so the others stay."""
         for name, key in keys.new_keys().items():
             if self._get(name) is None:
                 with translated(f"key vault {self._vault}"):
                     self._client.set_secret(f"{self._name}-{name}-key", key)
 
     def read(self) -> Keys:
-        """The keys.
+        """Return the keys.
 
         Raises:
             IntegrityError: the vault does not hold both.
         """
-        found = {name: self._get(name) for name in _NAMES}
-        if not all(found.values()):
+        secrets = {name: self._get(name) for name in _NAMES}
+        if not all(secrets.values()):
             raise IntegrityError(
-                f"holds no secrets {self._name}-primary-key and -secondary-key",
+                f"does not hold the secrets {self._name}-primary-key and -secondary-key",
                 where=f"key vault {self._vault}",
                 next_step="deploy again, which makes them, or set them",
             )
-        return Keys(**{name: str(secret.value) for name, secret in found.items() if secret})
+        return Keys(**{name: str(secret.value) for name, secret in secrets.items() if secret})
 
     def version(self) -> str:
-        """Which versions of the secrets are current: changes when somebody changes a key, and tells nothing of it."""
-        found = [self._get(name) for name in _NAMES]
-        return " ".join(secret.properties.version for secret in found if secret) or "to be made"
+        """Return the secrets' current versions: the text changes with a key, and reveals nothing of it."""
+        secrets = [self._get(name) for name in _NAMES]
+        return " ".join(secret.properties.version for secret in secrets if secret) or "to be made"
 
     def _get(self, name: str) -> Any | None:
         try:

@@ -1,4 +1,10 @@
-"""One deployment at a time, across machines: a tag of the resource group, written anew while it is held. See ADR 0072.
+"""One deployment at a time, across machines: a lease in a tag of the resource group. See ADR 0072.
+
+The tag's value is the holder and a counter, which the holder raises every five seconds. A tag that stays the same for
+fifteen seconds belongs to a holder that was killed. Tags have no compare-and-swap, so two waiters may both write: the
+last one wins, and each reads the tag back to learn whether it was the last. That leaves a gap between the write and the
+read of the other. So the holder confirms the lease once more right before it moves traffic, and one that has lost it
+stops there, with the version before still serving.
 
 Source: https://learn.microsoft.com/rest/api/resources/tags/update-at-scope
 """
@@ -25,15 +31,15 @@ _DURATION = 15.0
 
 
 @contextmanager
-def held(settings: Settings, what: str, progress: Progress, patience: float) -> Iterator[Lease]:
-    """Hold the lease of the deployment ``what``. One whose holder was killed is free after fifteen seconds.
+def held(settings: Settings, what: str, progress: Progress, timeout: float) -> Iterator[Lease]:
+    """Hold the lease of the deployment ``what``. A lease whose holder was killed is free after fifteen seconds.
 
     Raises:
-        UnavailableError: another deployment holds it for longer than ``patience`` seconds.
+        UnavailableError: another deployment holds it for longer than ``timeout`` seconds.
     """
     with _tags(settings) as tags:
         lease = Lease(tags, f"mlops-lease-{what}")
-        lease.acquire(progress, patience)
+        lease.acquire(progress, timeout)
         stop = threading.Event()
         renewing = threading.Thread(target=lease.renew_until, args=(stop,), daemon=True)
         renewing.start()
@@ -46,7 +52,7 @@ def held(settings: Settings, what: str, progress: Progress, patience: float) -> 
 
 
 class Lease:
-    """The tag, and what we last wrote there."""
+    """The tag, and the value that we last wrote there."""
 
     def __init__(self, tags: _Tags, name: str) -> None:
         self._tags = tags
@@ -54,28 +60,32 @@ class Lease:
         self._me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._beats = 0
 
-    def acquire(self, progress: Progress, patience: float) -> None:
-        """Wait for the lease, then take it."""
-        deadline = time.monotonic() + patience
-        seen, since, said = "", time.monotonic(), False
+    def acquire(self, progress: Progress, timeout: float) -> None:
+        """Wait for the lease, then take it.
+
+        Raises:
+            UnavailableError: another deployment still holds it after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        last_stamp, since, is_reported = "", time.monotonic(), False
         while True:
             stamp = self._tags.read().get(self._name, "")
             # Judged by this machine's clock alone: clocks of two machines may differ.
-            if stamp != seen:
-                seen, since = stamp, time.monotonic()
+            if stamp != last_stamp:
+                last_stamp, since = stamp, time.monotonic()
             if not stamp or time.monotonic() - since > _DURATION:
                 self._write()
                 if self.is_mine():
                     return
             elif time.monotonic() > deadline:
                 raise self._busy(stamp)
-            elif not said:
-                said = True
+            elif not is_reported:
+                is_reported = True
                 progress("another deployment is running, or was killed a moment ago; waiting for its lease")
             time.sleep(0.5)
 
     def confirm(self) -> None:
-        """Be sure, right before traffic moves.
+        """Make sure that the lease is still ours; call this right before traffic moves.
 
         Raises:
             UnavailableError: another deployment has taken the lease.
@@ -84,19 +94,19 @@ class Lease:
             raise self._busy(self._tags.read().get(self._name, "nobody"))
 
     def is_mine(self) -> bool:
-        """Whether the tag says so now."""
+        """Return whether the tag names us as its holder now."""
         return self._tags.read().get(self._name, "").startswith(f"{self._me} ")
 
     def renew_until(self, stop: threading.Event) -> None:
-        """Write the tag anew until told to stop."""
+        """Raise the counter in the tag every five seconds, until ``stop`` is set."""
         while not stop.wait(_DURATION / 3):
-            # A lost renewal is tried again; whoever took the lease meanwhile keeps it.
+            # A lost renewal is tried again. A deployment that took the lease meanwhile keeps it.
             with suppress(MlopsError):
                 if self.is_mine():
                     self._write()
 
     def release(self) -> None:
-        """Give it back, if it is still ours."""
+        """Delete the tag, if it is still ours."""
         with suppress(MlopsError):
             stamp = self._tags.read().get(self._name, "")
             if stamp.startswith(f"{self._me} "):
@@ -134,9 +144,11 @@ class _Tags:
         from azure.core.rest import HttpRequest
 
         with translated(f"resource group {self._group}"):
-            answer = self._client.send_request(HttpRequest(method, self._url, params={"api-version": _API}, json=body))
-            answer.raise_for_status()
-            return dict(answer.json()["properties"].get("tags") or {})
+            response = self._client.send_request(
+                HttpRequest(method, self._url, params={"api-version": _API}, json=body)
+            )
+            response.raise_for_status()
+            return dict(response.json()["properties"].get("tags") or {})
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Azure Container Instances."""
+"""The target on Azure Container Instances."""

@@ -1,4 +1,4 @@
-"""What a version is on Container Instances: one container group, made of the settings, and how two of them differ.
+"""The container group of a version, made of the settings, and the description by which two groups are compared.
 
 Source: https://learn.microsoft.com/rest/api/container-instances/container-groups/create-or-update
 """
@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_service.azure.errors import translated
 from ml_service.common.version import Version, scoring_options
 from ml_service.config import AciSettings, Settings
 from ml_service.errors import ConfigurationError
+from ml_service.images import pull_access
 from ml_service.images.pull_access import PullAccess
 from ml_service.ports import Keys
 
-OWNER, TURN, PREVIOUS = "mlops-deployment", "mlops-turn", "mlops-previous"
+OWNER, REVISION, PREVIOUS = "mlops-deployment", "mlops-turn", "mlops-previous"
 KEYS_VERSION, CERTIFICATE = "mlops-keys", "mlops-certificate"
 MAIN, SIDECAR = "scoring", "tls"
 
@@ -35,10 +37,17 @@ _CADDYFILE = """{{
 """
 
 
+def for_version(settings: Settings, version: Version, label: str, keys: Keys | None, keys_version: str) -> Any:
+    """Return the group of ``version``, asking Azure how its image may be pulled. See ``build``."""
+    with translated("Container Instances"):
+        access = pull_access.access(settings, version.image)
+        return build(settings, version, access, label, keys, keys_version)
+
+
 def build(
     settings: Settings, version: Version, access: PullAccess, label: str, keys: Keys | None, keys_version: str
 ) -> Any:
-    """The group of ``version`` at the address ``label``; with ``keys`` None a view of it, for comparing.
+    """Return the group of ``version`` at the address ``label``. With ``keys`` None it is good for comparing only.
 
     Raises:
         ConfigurationError: certificate or key cannot be read.
@@ -66,7 +75,7 @@ def build(
             type="Public",
             ports=[models.Port(protocol="TCP", port=port) for port in ports],
             dns_name_label=label,
-            # Else a stranger could take over an address that is no longer used, and receive the clients' keys.
+            # Otherwise a stranger could take over an address that is no longer used, and receive the clients' keys.
             auto_generated_domain_name_label_scope="TenantReuse",
         ),
         volumes=[models.Volume(name=SIDECAR, secret=tls)] if tls else None,
@@ -138,8 +147,8 @@ def _credentials(access: PullAccess) -> list[Any] | None:
     if access.identity:
         return [models.ImageRegistryCredential(server=access.server, identity=access.identity)]
     if access.username:
-        given = {"username": access.username, "password": access.password}
-        return [models.ImageRegistryCredential(server=access.server, **given)]
+        login = {"username": access.username, "password": access.password}
+        return [models.ImageRegistryCredential(server=access.server, **login)]
     return None
 
 
@@ -153,7 +162,7 @@ def _diagnostics(aci: AciSettings) -> Any | None:
 
 
 def _tls_files(aci: AciSettings) -> dict[str, str]:
-    """What the sidecar finds in its folder, as a secret volume holds it; empty without a sidecar."""
+    """Return the files of the sidecar's secret volume, in base64 by name; empty without a sidecar."""
     if not (aci.tls_image and aci.tls_certificate and aci.tls_key):
         return {}
     files = {
@@ -173,8 +182,8 @@ def _read(path: Path, setting: str) -> bytes:
         ) from None
 
 
-def described(group: Any) -> dict[str, Any]:
-    """What matters of a group, wanted or there, without secrets and addresses: equal when nothing would change."""
+def describe(group: Any) -> dict[str, Any]:
+    """Return what matters of a group, without secrets and addresses. Two are equal when nothing would change."""
     tags: Mapping[str, str] = group.tags or {}
     main = next(container for container in group.containers if container.name == MAIN)
     log = group.diagnostics.log_analytics if group.diagnostics else None
@@ -196,7 +205,7 @@ def described(group: Any) -> dict[str, Any]:
 
 
 def url_of(group: Any) -> str:
-    """Where clients reach the group."""
+    """Return the address that clients use."""
     port = group.ip_address.ports[0].port
     host = group.ip_address.fqdn or group.ip_address.ip or "pending"
     if port == _TLS_PORT:

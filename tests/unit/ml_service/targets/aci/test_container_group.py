@@ -64,5 +64,5 @@ def test_a_setting_that_changes_the_group_changes_the_plan(settings: Settings, t
     """A value in ``build`` that ``described`` leaves out would plan no step when it changes."""
     before, after = built(settings), built(changed(settings, field, tmp_path))
     is_built = before.as_dict() != after.as_dict()
-    is_compared = container_group.described(before) != container_group.described(after)
+    is_compared = container_group.describe(before) != container_group.describe(after)
     assert is_compared == (is_built and field not in NOT_COMPARED)
