@@ -1,1 +1,1 @@
-"""Azure App Service."""
+"""The target on Azure App Service."""

@@ -1,17 +1,24 @@
 """A web app and its deployment slot in Azure: what they hold, and every change of them.
 
+How a swap moves a version. A slot is a site of its own: image and app settings are what it holds. A swap restarts the
+slot with production's sticky settings, warms it up there (WEBSITE_SWAP_WARMUP_PING_PATH must answer 200), and only then
+exchanges what the two host names lead to. All settings travel with the version but the sticky ones, which stay with the
+host name. Sticky are the two keys alone: production's keys open production whatever version is in it, and the slot's
+keys open the slot. MLOPS_VERSION and MLOPS_PREVIOUS travel, so after a swap production itself names what it serves, and
+the slot holds the version before, ready to be swapped back.
+
 Source: https://learn.microsoft.com/rest/api/appservice/web-apps
 """
 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ml_service.azure.errors import RETRIES, AbsentError, translated
+from ml_service.azure.polling import wait_for
 from ml_service.common.version import Version, scoring_options
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, UsageError
@@ -24,12 +31,11 @@ CURRENT, PREVIOUS = "MLOPS_VERSION", "MLOPS_PREVIOUS"
 
 _PORT = "8080"
 _DOCKER = "DOCKER|"
-_SAY_AGAIN = 10.0
 
 
 @dataclass(frozen=True)
 class Site:
-    """What a site or slot holds. ``settings`` are its app settings, which hold the keys: never shown."""
+    """A site or slot at one moment. ``settings`` are its app settings, which hold the keys: never show them."""
 
     host: str
     image: str
@@ -38,12 +44,12 @@ class Site:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The address at which it answers."""
         return f"https://{self.host}"
 
     @property
     def current(self) -> Version | None:
-        """The version that it says it holds."""
+        """The version that its settings name."""
         return Version.from_text(self.settings.get(CURRENT, ""))
 
     @property
@@ -54,19 +60,19 @@ class Site:
     @property
     def keys(self) -> Keys | None:
         """Its keys, if it has both."""
-        found = [self.settings.get(name, "") for name in KEYS]
-        return Keys(*found) if all(found) else None
+        values = [self.settings.get(name, "") for name in KEYS]
+        return Keys(*values) if all(values) else None
 
     def with_settings(self, changed: Mapping[str, str]) -> dict[str, str]:
-        """All settings, with ours as they shall be and those of others as they are."""
+        """Return all settings, ours as in ``changed`` and those of others as they are."""
         ours = ("SCORING_", "MLOPS_", "DOCKER_REGISTRY_SERVER_")
-        kept = {name: value for name, value in self.settings.items() if not name.startswith(ours) or name in KEYS}
-        return {**kept, **changed}
+        others = {name: value for name, value in self.settings.items() if not name.startswith(ours) or name in KEYS}
+        return {**others, **changed}
 
 
 def settings_of(settings: Settings, version: Version, previous: Version | None, access: PullAccess) -> dict[str, str]:
-    """The app settings that travel with ``version`` from slot to slot: everything but its keys."""
-    found = {
+    """Return the app settings that travel with ``version`` from slot to slot: everything but its keys."""
+    options = {
         **scoring_options(settings),
         "SCORING_PORT": _PORT,
         "WEBSITES_PORT": _PORT,
@@ -77,12 +83,12 @@ def settings_of(settings: Settings, version: Version, previous: Version | None, 
         PREVIOUS: previous.text() if previous else "",
     }
     if access.username:
-        found |= {
+        options |= {
             "DOCKER_REGISTRY_SERVER_URL": f"https://{access.server}",
             "DOCKER_REGISTRY_SERVER_USERNAME": access.username,
             "DOCKER_REGISTRY_SERVER_PASSWORD": access.password,
         }
-    return found
+    return options
 
 
 class WebApp:
@@ -104,33 +110,33 @@ class WebApp:
             azure = self._settings.azure
             return WebSiteManagementClient(credential(self._settings), azure.subscription_id, **RETRIES)
 
-    def look(self, slot: str = "") -> Site | None:
-        """What is there; None when nothing is.
+    def read(self, slot: str = "") -> Site | None:
+        """Return the site or slot, or None when it is not there.
 
         Raises:
-            UsageError: the site was made by somebody else.
+            UsageError: the site was not made by these tasks.
         """
         apps = self._client.web_apps
         where = (self._group, self._name, slot) if slot else (self._group, self._name)
         try:
             with translated(self._where):
-                found = (apps.get_slot if slot else apps.get)(*where)
+                site = (apps.get_slot if slot else apps.get)(*where)
                 config = (apps.get_configuration_slot if slot else apps.get_configuration)(*where)
-                listed = (apps.list_application_settings_slot if slot else apps.list_application_settings)(*where)
+                app_settings = (apps.list_application_settings_slot if slot else apps.list_application_settings)(*where)
         except AbsentError:
             return None
-        if not slot and (found.tags or {}).get(OWNER) != self._name:
+        if not slot and (site.tags or {}).get(OWNER) != self._name:
             raise self._foreign()
-        assigned = found.identity.user_assigned_identities if found.identity else None
+        assigned = site.identity.user_assigned_identities if site.identity else None
         ids = {name: str(one.client_id) for name, one in (assigned or {}).items()}
         image = str(config.linux_fx_version or "").removeprefix(_DOCKER)
-        return Site(str(found.default_host_name), image, dict(listed.properties or {}), ids)
+        return Site(str(site.default_host_name), image, dict(app_settings.properties or {}), ids)
 
     def plan_id(self) -> str:
-        """The id of the App Service plan.
+        """Return the id of the App Service plan.
 
         Raises:
-            ConfigurationError: none is named, or there is none of that name.
+            ConfigurationError: WEBAPP_PLAN is not set, or there is no plan of that name.
         """
         plan = self._settings.webapp.plan
         next_step = "az appservice plan create --is-linux --sku S1 --name PLAN --resource-group GROUP; set WEBAPP_PLAN"
@@ -143,7 +149,7 @@ class WebApp:
             raise ConfigurationError(error.what, where=f"WEBAPP_PLAN={plan}", next_step=next_step) from None
 
     def create(self, slot: str, access: PullAccess, keys: Keys, progress: Progress) -> None:
-        """Make the site or slot, empty but for its keys: HTTPS only, with a health check."""
+        """Create the site or slot, empty but for its keys: HTTPS only, with a health check."""
         from azure.mgmt.web import models
 
         named = dict(zip(KEYS, (keys.primary, keys.secondary), strict=True))
@@ -171,13 +177,13 @@ class WebApp:
                 poller = apps.begin_create_or_update_slot(self._group, self._name, slot, body)
             else:
                 poller = apps.begin_create_or_update(self._group, self._name, body)
-            _wait(poller, f"Azure is making {self._where} {slot}".rstrip(), progress)
+            wait_for(poller, f"Azure is making {self._where} {slot}".rstrip(), progress)
             if not slot:
                 names = models.SlotConfigNamesResource(app_setting_names=list(KEYS))
                 apps.update_slot_configuration_names(self._group, self._name, names)
 
     def change(self, slot: str, site: Site, version: Version, settings: Mapping[str, str], access: PullAccess) -> None:
-        """Image and settings in one write, so that one restart brings both."""
+        """Change image and settings in one write, so that one restart brings both."""
         from azure.mgmt.web import models
 
         wanted = site.with_settings(settings)
@@ -192,7 +198,7 @@ class WebApp:
         self._patch(slot, body)
 
     def put_back(self, slot: str, before: Site) -> None:
-        """Image and settings as they were."""
+        """Set image and settings to what they were."""
         from azure.mgmt.web import models
 
         image = f"{_DOCKER}{before.image}" if before.image else ""
@@ -208,21 +214,21 @@ class WebApp:
                 apps.update(self._group, self._name, body)
 
     def swap(self, slot: str, progress: Progress) -> None:
-        """Exchange what the host names of slot and production lead to."""
+        """Swap slot and production; see the top of this file."""
         from azure.mgmt.web import models
 
         entity = models.CsmSlotEntity(target_slot=slot, preserve_vnet=True)
         with translated(self._where):
             poller = self._client.web_apps.begin_swap_slot_with_production(self._group, self._name, entity)
-            _wait(poller, "Azure is warming up and swapping", progress)
+            wait_for(poller, "Azure is warming up and swapping", progress)
 
     def delete(self) -> None:
-        """Remove the site with its slots; one that is not there is fine."""
+        """Delete the site with its slot, if it is there."""
         try:
             with translated(self._where):
                 if self._settings.webapp.slot:
                     self._delete_slot(self._settings.webapp.slot)
-                # The plan may carry other sites, and belongs to whoever made it.
+                # The plan may carry other sites, and was not made by these tasks.
                 self._client.web_apps.delete(self._group, self._name, delete_empty_server_farm=False)
         except AbsentError:
             pass
@@ -236,14 +242,14 @@ class WebApp:
             pass
 
     def log(self, slot: str, lines: int) -> Sequence[str]:
-        """The last that the container said, oldest first."""
+        """Return the container's last log lines, oldest first."""
         apps = self._client.web_apps
         with translated(self._where):
             if slot:
-                found = apps.get_web_site_container_logs_slot(self._group, self._name, slot)
+                chunks = apps.get_web_site_container_logs_slot(self._group, self._name, slot)
             else:
-                found = apps.get_web_site_container_logs(self._group, self._name)
-            text = b"".join(found or ()).decode("utf-8", "replace")
+                chunks = apps.get_web_site_container_logs(self._group, self._name)
+            text = b"".join(chunks or ()).decode("utf-8", "replace")
         return text.splitlines()[-lines:] if lines > 0 else []
 
     def _foreign(self) -> UsageError:
@@ -267,13 +273,3 @@ def _pairs(settings: Mapping[str, str]) -> list[Any]:
     from azure.mgmt.web import models
 
     return [models.NameValuePair(name=name, value=value) for name, value in sorted(settings.items())]
-
-
-def _wait(poller: Any, what: str, progress: Progress) -> None:
-    started = said = time.monotonic()
-    while not poller.done():
-        poller.wait(1)
-        if time.monotonic() - said > _SAY_AGAIN:
-            said = time.monotonic()
-            progress(f"{what} ({said - started:.0f} s)")
-    poller.result()
