@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from scoring_service.errors import RequestError
-from scoring_service.http.protocol import LINGER, Connection, Request
+from scoring_service.http.protocol import LINGER, Connection
+from scoring_service.http.request import Request
 from tests.support.scoring_server import request
 
 

@@ -18,7 +18,8 @@ import msgspec
 from scoring_service.errors import RequestError, plain
 from scoring_service.executor import Job, Outcome, ThreadExecutor, abandoned
 from scoring_service.http.openapi import describe
-from scoring_service.http.protocol import Connection, Request, too_large, too_many_connections
+from scoring_service.http.protocol import Connection, too_many_connections
+from scoring_service.http.request import Request, too_large
 from scoring_service.json_log import JsonLog
 from scoring_service.keys import KeyRing
 from scoring_service.latency import INLINE_SECONDS
