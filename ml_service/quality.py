@@ -110,7 +110,9 @@ def _types_cache(root: Path) -> Path:
 def _checked(root: Path, arguments: Sequence[str]) -> tuple[int, str, float]:
     """Exit code, what it printed, and seconds of one tool."""
     started = time.monotonic()
-    done = subprocess.run([sys.executable, *arguments], cwd=root, text=True, capture_output=True)
+    # import-linter imports the packages that it reads, and scoring_service is not one of the root's.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["scoring", os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run([sys.executable, *arguments], cwd=root, env=env, text=True, capture_output=True)
     return done.returncode, done.stdout + done.stderr, time.monotonic() - started
 
 

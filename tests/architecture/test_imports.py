@@ -92,13 +92,14 @@ def test_listing_the_tasks_loads_no_sdk_and_no_numerics() -> None:
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     """Run import-linter on a copy of the repository."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    return subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": "scoring"}
+    return subprocess.run(command, cwd=root, env=environment, check=False, capture_output=True, text=True)
 
 
 @pytest.fixture
 def copy_of_the_sources(tmp_path: Path) -> Path:
     """The packages that import-linter reads, and its contracts."""
-    for package in ("ml_service", "diabetes_regression", "tools"):
+    for package in ("ml_service", "diabetes_regression", "tools", "scoring"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
@@ -134,6 +135,11 @@ def test_the_contracts_are_kept(copy_of_the_sources: Path) -> None:
         pytest.param(append("import ml_service.errors", "diabetes_regression/errors.py"), id="project, runner"),
         pytest.param(append("import mlflow", "diabetes_regression/errors.py"), id="project, tracking"),
         pytest.param(append("", "ml_service/elsewhere.py"), id="a module that has no layer"),
+        pytest.param(append("import ml_service.errors", "scoring/scoring_service/errors.py"), id="scoring, runner"),
+        pytest.param(
+            append("import scoring_service.http", "scoring/scoring_service/model/rows.py"), id="the model knows HTTP"
+        ),
+        pytest.param(append("", "scoring/scoring_service/elsewhere.py"), id="a scoring module that has no layer"),
     ],
 )
 def test_the_contracts_see_a_planted_violation(copy_of_the_sources: Path, change: Callable[[Path], None]) -> None:
