@@ -1,4 +1,4 @@
-"""The container engine: reached through the docker SDK, its refusals as errors that a person can act on."""
+"""Reach the container engine through the docker SDK, and translate its refusals into MlopsErrors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NoEngineError(UnavailableError):
 
 @contextmanager
 def engine(env: Mapping[str, str]) -> Iterator[docker.DockerClient]:
-    """A client of the engine that ``env`` names (``DOCKER_HOST``), or of the one on the usual socket.
+    """Yield a client of the engine that ``env`` names (``DOCKER_HOST``), or of the one on the usual socket.
 
     Raises:
         ConfigurationError: the SDK is not installed.
@@ -44,7 +44,12 @@ def engine(env: Mapping[str, str]) -> Iterator[docker.DockerClient]:
 
 
 def connect(env: Mapping[str, str]) -> docker.DockerClient:
-    """See ``engine``; the caller closes it."""
+    """Return a client as ``engine`` yields it; the caller closes it.
+
+    Raises:
+        ConfigurationError: the SDK is not installed.
+        NoEngineError: nothing answers.
+    """
     try:
         import docker
     except ImportError:
@@ -59,7 +64,7 @@ def connect(env: Mapping[str, str]) -> docker.DockerClient:
         client.ping()
     except (docker.errors.DockerException, requests.RequestException) as error:
         raise NoEngineError(
-            f"no container engine answers ({_shortly(error)})",
+            f"no container engine answers ({_first_line(error)})",
             where=address,
             next_step="start Docker, or set DOCKER_HOST to where it listens",
         ) from None
@@ -68,7 +73,7 @@ def connect(env: Mapping[str, str]) -> docker.DockerClient:
 
 @contextmanager
 def translated(where: str) -> Iterator[None]:
-    """What the engine refuses, or its end, as UnavailableError."""
+    """Raise UnavailableError, naming ``where``, when the engine refuses something or goes away inside the block."""
     import docker
     import requests
     import urllib3
@@ -86,23 +91,23 @@ def translated(where: str) -> Iterator[None]:
         ConnectionError,
     ) as error:
         raise UnavailableError(
-            f"went away in the middle ({_shortly(error)})",
+            f"went away in the middle ({_first_line(error)})",
             where=where,
-            next_step="start it again, and run the command again; what served still serves, or does when it is back",
+            next_step="restart the engine and retry; the previous version keeps serving or comes back with the engine",
         ) from None
 
 
 def find_image(client: docker.DockerClient, package_sha256: str) -> Any | None:
-    """The image on this engine that carries the package hash, or None."""
-    found = client.images.list(filters={"label": f"{PACKAGE_LABEL}={package_sha256}"})
-    return found[0] if found else None
+    """Return an image of this engine whose label is the package hash, or None."""
+    images = client.images.list(filters={"label": f"{PACKAGE_LABEL}={package_sha256}"})
+    return images[0] if images else None
 
 
 def repo_digest(image: Any, repository: str) -> str | None:
-    """The digest under which the engine knows ``image`` in ``repository``, or None when it was never there."""
+    """Return the digest of ``image`` in ``repository``, or None when it was neither pushed there nor pulled from it."""
     prefix = f"{repository}@"
     return next((name.removeprefix(prefix) for name in image.attrs["RepoDigests"] if name.startswith(prefix)), None)
 
 
-def _shortly(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""How Azure's container services may pull an image: a managed identity, a user, or the registry's admin user."""
+"""Find how Azure's container services may pull an image: by managed identity, user, or the registry's admin user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ml_service.images.registry import AZURE_SUFFIX
 
 @dataclass(frozen=True)
 class PullAccess:
-    """Access to the registry ``server``: by ``identity``, or by user and password; with neither anybody may pull."""
+    """Access to the registry ``server``: by ``identity``, or by user and password; with neither, everybody may pull."""
 
     server: str
     identity: str = ""
@@ -21,10 +21,11 @@ class PullAccess:
 
 
 def access(settings: Settings, image: str) -> PullAccess:
-    """The access to the registry of ``image``.
+    """Return the access to the registry of ``image``.
 
     Raises:
-        ConfigurationError: an Azure Container Registry lets nobody in.
+        ConfigurationError: the settings name no identity, and the registry's admin user is off.
+        UnavailableError: Azure does not answer or refuses.
     """
     server, image_settings = image.partition("/")[0], settings.image
     if image_settings.pull_identity:
@@ -42,13 +43,13 @@ def _admin(settings: Settings, server: str) -> PullAccess:
 
         signed_in = credential(settings)
         with ContainerRegistryManagementClient(signed_in, settings.azure.subscription_id, **RETRIES) as client:
-            found = next((one for one in client.registries.list() if one.login_server == server), None)
-            if found is None or not found.admin_user_enabled:
+            acr = next((one for one in client.registries.list() if one.login_server == server), None)
+            if acr is None or not acr.admin_user_enabled:
                 raise ConfigurationError(
-                    "lets nobody pull: there is no managed identity, and its admin user is off (or it is not ours)",
+                    "does not allow a pull: no managed identity is set, and its admin user is off (or it is not ours)",
                     where=f"registry {server}",
                     next_step="set IMAGE_PULL_IDENTITY to an identity with the role AcrPull",
                 )
-            group, name = str(found.id).split("/")[4], str(found.name)
-            given = client.registries.list_credentials(group, name)
-    return PullAccess(server, username=str(given.username), password=str(given.passwords[0].value))
+            group, name = str(acr.id).split("/")[4], str(acr.name)
+            admin = client.registries.list_credentials(group, name)
+    return PullAccess(server, username=str(admin.username), password=str(admin.passwords[0].value))

@@ -1,6 +1,6 @@
-"""Image registries: which one a name means, and how to sign in to an Azure Container Registry.
+"""Resolve the name of an image registry, and sign in to an Azure Container Registry.
 
-Every other registry is signed in to with ``docker login``; the SDK reads what that wrote.
+For every other registry use ``docker login``; the SDK reads the file that it writes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _SCOPE = "https://management.azure.com/.default"
 
 
 def host_of(registry: str) -> str:
-    """The host (and path) of a registry given as URL, host, or bare name of an Azure Container Registry.
+    """Return the host (and path) of a registry.
+
+    Args:
+        registry: a URL, a host, or the bare name of an Azure Container Registry.
 
     Raises:
         ConfigurationError: it is none of these.
@@ -34,22 +37,26 @@ def host_of(registry: str) -> str:
     if re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._/-]+)?", host):
         return host
     raise ConfigurationError(
-        "is neither the name of an Azure Container Registry nor the host of a registry",
+        "invalid registry: expected the name of an Azure Container Registry, or the host of another one",
         where="IMAGE_REGISTRY",
         next_step="set it to such as myregistry, or registry.example.com/team",
     )
 
 
 def repository(settings: Settings) -> str:
-    """The image's full name without tag: with the registry in front, where one is set."""
+    """Return the image's full name without tag: the registry, where one is set, and the image's name.
+
+    Raises:
+        ConfigurationError: IMAGE_REGISTRY is not valid.
+    """
     registry = settings.image.registry
     return f"{host_of(registry)}/{settings.image_name}" if registry else settings.image_name
 
 
 def sign_in(client: DockerClient, settings: Settings, repository: str) -> None:
-    """Sign the client in to the Azure Container Registry that holds ``repository``; nothing to do for another one.
+    """Sign the client in to the Azure Container Registry that holds ``repository``. Do nothing for another registry.
 
-    A login that ``docker login`` or ``az acr login`` made is used as it is.
+    An existing login of ``docker login`` or ``az acr login`` is used as it is.
 
     Raises:
         ConfigurationError: the Azure libraries are not installed.
@@ -66,6 +73,9 @@ def exchange(url: str, service: str, access_token: str, tenant: str) -> str:
     """Exchange an Entra access token for a refresh token of the registry at ``url``.
 
     Source: https://github.com/Azure/acr/blob/main/docs/AAD-OAuth.md
+
+    Raises:
+        UnavailableError: the registry does not answer, or does not accept the token.
     """
     import requests
 
@@ -73,20 +83,20 @@ def exchange(url: str, service: str, access_token: str, tenant: str) -> str:
     if tenant:
         form["tenant"] = tenant
     try:
-        answer = requests.post(f"{url}/oauth2/exchange", data=form, timeout=30)
+        response = requests.post(f"{url}/oauth2/exchange", data=form, timeout=30)
     except requests.RequestException as error:
         raise UnavailableError(
             f"cannot be reached ({type(error).__name__})",
             where=service,
             next_step="check IMAGE_REGISTRY and the network",
         ) from None
-    if answer.status_code != 200:
+    if response.status_code != 200:
         raise UnavailableError(
-            f"does not accept the sign-in (status {answer.status_code})",
+            f"does not accept the sign-in (status {response.status_code})",
             where=service,
             next_step="give the identity the role AcrPush on the registry (AcrPull where it only pulls)",
         )
-    return str(answer.json()["refresh_token"])
+    return str(response.json()["refresh_token"])
 
 
 def _is_signed_in(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""A signature over an artifact and its image's digest: made at the push, asked for at the deployment. See ADR 0043.
+"""Sign an artifact and its image's digest at the push, and check the signature at the deployment. See ADR 0043.
 
 The payload is cosign's "simple signing" document, so that ``cosign verify-blob`` (or openssl) can check it, too.
 Source: https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md
@@ -24,11 +24,14 @@ _TYPE = "cosign container image signature"
 
 
 def sign(settings: Settings, artifact: Path, image: Mapping[str, Any]) -> bool:
-    """Write ``artifact/signature.json`` over model.json, the package and the pushed image; False without a key.
+    """Write ``artifact/signature.json`` over model.json, the package and the pushed image.
+
+    Returns:
+        False when no key is set, so that nothing was signed.
 
     Raises:
-        ConfigurationError: the key cannot be read, or is none.
-        UnavailableError: the key vault does not give it.
+        ConfigurationError: the key cannot be read, or is not a private key on the curve P-256.
+        UnavailableError: the key vault does not answer or refuses.
     """
     if not settings.image.signing_key:
         return False
@@ -43,7 +46,7 @@ def sign(settings: Settings, artifact: Path, image: Mapping[str, Any]) -> bool:
 
 
 def check(settings: Settings, release: Release) -> None:
-    """Refuse a release that the configured key did not sign, or that is not what was signed; without a key, nothing.
+    """Check that the configured key signed exactly this release. Without a key every release passes.
 
     Raises:
         IntegrityError: unsigned, signed by another key, or changed after signing.
@@ -93,13 +96,15 @@ def _verified(key_file: Path, path: Path) -> dict[str, str]:
             **signed["optional"],
         }
     except FileNotFoundError:
-        why = "is missing: the artifact is not signed"
+        reason = "is missing: the artifact is not signed"
     except InvalidSignature:
-        why = f"was not made with the key of {key_file.name}"
+        reason = f"was not made with the key of {key_file.name}"
     except (ValueError, KeyError, TypeError):
-        why = "is no signature"
+        reason = "invalid signature: expected the JSON that inv build-image --push writes"
     raise IntegrityError(
-        why, where=str(path), next_step="deploy what was signed, or sign it: IMAGE_SIGNING_KEY and build-image --push"
+        reason,
+        where=str(path),
+        next_step="deploy a signed artifact, or sign this one: IMAGE_SIGNING_KEY and inv build-image --push",
     )
 
 
@@ -142,7 +147,9 @@ def _read(path: Path) -> bytes:
 
 def _no_key(where: str, command: str) -> ConfigurationError:
     return ConfigurationError(
-        "is no unencrypted PEM key on the curve P-256", where=where, next_step=f"make one: openssl {command}"
+        "invalid key: expected an unencrypted PEM key on the curve P-256",
+        where=where,
+        next_step=f"make one: openssl {command}",
     )
 
 
@@ -163,7 +170,7 @@ def _from_vault(settings: Settings, where: str) -> bytes:
         secret = SecretClient(f"https://{vault}.vault.azure.net", credential(settings)).get_secret(name)
     except AzureError as error:
         raise UnavailableError(
-            f"the key vault does not give the secret: {str(error).splitlines()[0]}",
+            f"the key vault refuses the secret: {str(error).splitlines()[0]}",
             where=where,
             next_step="give the identity the role Key Vault Secrets User",
         ) from None

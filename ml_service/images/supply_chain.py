@@ -1,4 +1,4 @@
-"""What is in the image: an SBOM of its packages (CycloneDX), and what is known about their vulnerabilities."""
+"""Describe the image's contents: an SBOM of its packages (CycloneDX), and their known vulnerabilities."""
 
 from __future__ import annotations
 
@@ -33,22 +33,26 @@ fields = [dict(wanted.findall(part)) for part in status.split('\\n\\n')]
 deb = sorted((f['Package'], f['Version'], f['Architecture']) for f in fields if 'installed' in f.get('Status', ''))
 print(json.dumps({'python': python, 'deb': deb}))
 """
-"""Runs in the image itself: what is really there, not what a lock says."""
+"""Run in the image itself, so that the SBOM lists what is installed and not what a lock asks for."""
 
 
 def write_sbom(client: DockerClient, image: Mapping[str, Any], artifact: Path) -> str:
-    """Write ``artifact/sbom.cdx.json``; returns a line about it."""
+    """Write ``artifact/sbom.cdx.json``, and return a line about it.
+
+    Args:
+        image: the contents of image.json.
+    """
     if find_spec("cyclonedx") is None:
         return f"no SBOM: cyclonedx-bom is not installed; {INSTALL}"
-    said = client.containers.run(
+    output = client.containers.run(
         image["image_id"], ["python", "-c", _LIST], remove=True, network_mode="none", read_only=True
     )
-    found = json.loads(said)
-    (artifact / SBOM).write_text(_sbom(image, found), encoding="utf-8")
-    return f"{SBOM}: {len(found['python'])} Python packages, {len(found['deb'])} of the base"
+    packages = json.loads(output)
+    (artifact / SBOM).write_text(_sbom(image, packages), encoding="utf-8")
+    return f"{SBOM}: {len(packages['python'])} Python packages, {len(packages['deb'])} of the base"
 
 
-def _sbom(image: Mapping[str, Any], found: Mapping[str, Iterable[list[str]]]) -> str:
+def _sbom(image: Mapping[str, Any], packages: Mapping[str, Iterable[list[str]]]) -> str:
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output import make_outputter
@@ -60,10 +64,10 @@ def _sbom(image: Mapping[str, Any], found: Mapping[str, Iterable[list[str]]]) ->
 
     digest = image["digest"] or image["image_id"]
     main = Component(name=image["repository"], version=digest, type=ComponentType.CONTAINER, bom_ref=digest)
-    parts = [library(PackageURL("pypi", None, name.lower(), version)) for name, version in found["python"]]
+    parts = [library(PackageURL("pypi", None, name.lower(), version)) for name, version in packages["python"]]
     parts += [
         library(PackageURL("deb", "debian", name, version, {"arch": architecture}))
-        for name, version, architecture in found["deb"]
+        for name, version, architecture in packages["deb"]
     ]
     bom = Bom(components=parts)
     bom.metadata.component = main
@@ -72,17 +76,17 @@ def _sbom(image: Mapping[str, Any], found: Mapping[str, Iterable[list[str]]]) ->
 
 
 def locks_of(package: Path) -> list[Path]:
-    """What the Dockerfile installs: the scoring code's lock and, with the runtime ``script``, the model's own."""
+    """Return the locks that the Dockerfile installs: the scoring code's and, for the runtime script, the model's."""
     locks = (package / "scoring" / "requirements.txt", package / "model" / "requirements.txt")
     return [lock for lock in locks if lock.is_file()]
 
 
 def write_vulnerabilities(locks: Sequence[Path], artifact: Path, environment: Mapping[str, str]) -> str:
-    """Ask pip-audit about the packages of ``locks``; write ``artifact/vulnerabilities.json``; returns a line about it.
+    """Check ``locks`` with pip-audit, write ``artifact/vulnerabilities.json``, and return a line about it.
 
-    A package that the database does not answer for is listed as not checked: silence is no all-clear.
+    A package that the database does not know is listed as not checked, never as free of vulnerabilities.
     """
-    report = _audited(locks, environment)
+    report = _audit(locks, environment)
     write_json(artifact / VULNERABILITIES, report)
     if not report["checked"]:
         return f"vulnerabilities: not checked: {report['reason']}"
@@ -90,7 +94,7 @@ def write_vulnerabilities(locks: Sequence[Path], artifact: Path, environment: Ma
     return f"vulnerabilities: {len(report['found'])} found{missing}"
 
 
-def _audited(locks: Sequence[Path], environment: Mapping[str, str]) -> dict[str, Any]:
+def _audit(locks: Sequence[Path], environment: Mapping[str, str]) -> dict[str, Any]:
     if find_spec("pip_audit") is None:
         return _not_checked(f"pip-audit is not installed; {INSTALL}")
     with tempfile.TemporaryDirectory() as directory:
@@ -99,31 +103,31 @@ def _audited(locks: Sequence[Path], environment: Mapping[str, str]) -> dict[str,
         command += [part for lock in locks for part in ("--requirement", str(lock))]
         command += ["--format", "json", "--output", str(output), "--progress-spinner", "off", "--timeout", "15"]
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=180, check=False
             )
             dependencies = json.loads(output.read_bytes())["dependencies"]
         except subprocess.TimeoutExpired:
             return _not_checked("its database did not answer in time")
         except (OSError, ValueError, KeyError):
-            last = done.stderr.strip().splitlines()
+            last = process.stderr.strip().splitlines()
             return _not_checked(last[-1][:300] if last else "pip-audit gave no report")
-    return summarised(dependencies)
+    return summarize(dependencies)
 
 
-def summarised(dependencies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The report: what was found, what was checked, and what the database did not know."""
-    all_ = list(dependencies)
-    skipped = sorted(one["name"] for one in all_ if "skip_reason" in one)
-    if all_ and len(skipped) == len(all_):
-        why = "the database could not be reached, or knows none of the packages"
-        return {**_not_checked(why), "not_checked": skipped}
-    found = [
+def summarize(dependencies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the report of pip-audit's results: vulnerabilities, and the packages that the database does not know."""
+    packages = list(dependencies)
+    skipped = sorted(one["name"] for one in packages if "skip_reason" in one)
+    if packages and len(skipped) == len(packages):
+        reason = "the database could not be reached, or knows none of the packages"
+        return {**_not_checked(reason), "not_checked": skipped}
+    vulnerabilities = [
         {"name": one["name"], "version": one["version"], "id": vuln["id"], "fixed_in": vuln.get("fix_versions", [])}
-        for one in all_
+        for one in packages
         for vuln in one.get("vulns", [])
     ]
-    return {"checked": True, "reason": "", "found": found, "not_checked": skipped}
+    return {"checked": True, "reason": "", "found": vulnerabilities, "not_checked": skipped}
 
 
 def _not_checked(reason: str) -> dict[str, Any]:

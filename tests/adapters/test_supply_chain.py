@@ -152,7 +152,7 @@ def test_the_key_may_be_a_secret_of_a_key_vault(
     settings, _, release = signed(tmp_path, named)
     signing.check(settings, release)
     absent = settings_for(tmp_path / "home", **{**named, "IMAGE_SIGNING_KEY": "azurekeyvault://emulated/no-such"})
-    with pytest.raises(UnavailableError, match="(?s)does not give the secret.*Key Vault Secrets User"):
+    with pytest.raises(UnavailableError, match="(?s)refuses the secret.*Key Vault Secrets User"):
         signing.sign(absent, tmp_path / "made" / "artifact", {**IMAGE, "package_sha256": release.package_sha256})
 
 
@@ -268,13 +268,13 @@ def test_the_lock_of_a_script_model_is_asked_about_too(tmp_path: Path) -> None:
 
 def test_a_database_that_knows_nothing_is_no_all_clear() -> None:
     """pip-audit alone would say that no vulnerability is known."""
-    report = supply_chain.summarised([{"name": "numpy", "skip_reason": "not found"}])
+    report = supply_chain.summarize([{"name": "numpy", "skip_reason": "not found"}])
     assert (report["checked"], report["not_checked"]) == (False, ["numpy"])
 
 
 def test_a_vulnerability_is_reported_with_its_fix() -> None:
     """Package, version, id, and the versions that are free of it."""
     vulnerable = {"name": "a", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]}
-    report = supply_chain.summarised([vulnerable, {"name": "b", "version": "1", "vulns": []}])
+    report = supply_chain.summarize([vulnerable, {"name": "b", "version": "1", "vulns": []}])
     assert report["found"] == [{"name": "a", "version": "1", "id": "PYSEC-1", "fixed_in": ["2"]}]
     assert report["checked"] is True

@@ -24,7 +24,6 @@ NOT_YET = {
     "emulators/wire",
     "ml_service",
     "ml_service/common",
-    "ml_service/images",
     "ml_service/platforms/azureml_v1",
     "ml_service/platforms/local",
     "ml_service/targets/aks",
