@@ -22,7 +22,32 @@ def is_due(plan: Plan, steps_now: Sequence[Step], progress: Progress) -> bool:
     if not steps_now:
         progress("another deployment has brought up the same version meanwhile")
         return False
-    raise UnavailableError(
+    raise _changed(plan)
+
+
+def due_steps(plan: Plan, steps_now: Sequence[Step], progress: Progress) -> Sequence[Step]:
+    """Return the steps of the plan that are still to be performed, for a target that changes by itself as well.
+
+    The same as ``is_due`` with two differences. Steps are compared by their words alone, as a difference that is shown
+    (``diff``) may hold numbers of the moment. And steps that are not needed any more are left out.
+
+    Raises:
+        UnavailableError: a step that the plan does not have would be needed by now.
+    """
+    words = [_words(step) for step in plan.steps]
+    if any(_words(step) not in words for step in steps_now):
+        raise _changed(plan)
+    if not steps_now:
+        progress("nothing is left to change: what was planned has been done meanwhile")
+    return steps_now
+
+
+def _words(step: Step) -> tuple[Action, str]:
+    return step.action, step.subject
+
+
+def _changed(plan: Plan) -> UnavailableError:
+    return UnavailableError(
         "another deployment changed what serves since this one was planned",
         where=f"target {plan.target}",
         next_step=f"see inv status --target {plan.target}, and run the command again",

@@ -58,7 +58,7 @@ def test_an_attached_compute_is_resolved_to_its_cluster(tmp_path: Path, manageme
 def test_a_compute_that_is_no_cluster_is_refused(tmp_path: Path, management: str) -> None:
     """Exit code 4."""
     settings = settings_for(tmp_path, AKS_COMPUTE_NAME="train-cluster", **AZURE)
-    with pytest.raises(ConfigurationError, match="attached to no AKS cluster"):
+    with pytest.raises(ConfigurationError, match="is not attached to an AKS cluster"):
         credentials.resolve(settings, lambda scope: "token", management)
 
 
@@ -117,5 +117,7 @@ def test_a_kubeconfig_that_is_none_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("kubernetes")
     path = tmp_path / "kubeconfig"
     path.write_text("just: text")
-    with pytest.raises(ConfigurationError, match="kubeconfig: names no cluster"):
+    with pytest.raises(
+        ConfigurationError, match="kubeconfig: invalid kubeconfig: expected a context with a cluster and a user"
+    ):
         credentials.connect(settings_for(tmp_path, KUBECONFIG=str(path)))

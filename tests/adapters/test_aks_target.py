@@ -196,9 +196,9 @@ class TestBadLuck:
         deploy(rig.open(AKS_TAKE_OVER="true"), second)
         assert version_at(rig.target.endpoint()) == "2"
 
-    @pytest.mark.parametrize("moment", ["questioning", "rolling"])
+    @pytest.mark.parametrize("moment", ["verifying", "rolling"])
     def test_a_deployment_that_is_killed(self, rig: AksRig, tmp_path: Path, moment: str) -> None:
-        """``kill -9`` while the candidate is questioned, or while pods are replaced, which the cluster goes on with: a
+        """``kill -9`` while the candidate is verified, or while pods are replaced, which the cluster goes on with: a
         version always answers, and the next deployment waits for the lease, and works."""
         deploy(rig.target, standin(rig, tmp_path, "1"))
         process = _deploying(rig, standin(rig, tmp_path, "2"), moment)
@@ -206,7 +206,7 @@ class TestBadLuck:
         assert process.stdout.readline().strip() == moment
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert version_at(rig.target.endpoint()) in {"questioning": ("1",), "rolling": ("1", "2")}[moment]
+        assert version_at(rig.target.endpoint()) in {"verifying": ("1",), "rolling": ("1", "2")}[moment]
         deploy(rig.target, standin(rig, tmp_path, "3"))
         assert version_at(rig.target.endpoint()) == "3"
         wait_until(

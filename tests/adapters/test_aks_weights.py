@@ -254,7 +254,7 @@ class TestNoTraffic:
         self, rig: AksRig, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After a while."""
-        monkeypatch.setattr(ingress, "_ANSWER_PATIENCE", 2.0)
+        monkeypatch.setattr(ingress, "_ACCEPTANCE_TIMEOUT", 2.0)
         deploy(rig.target, standin(rig, tmp_path, "1"))
         with pytest.raises(UnhealthyError, match=r"(?s)no controller has answered.*next: see that Gateway"):
             deploy(rig.target, standin(rig, tmp_path, "2"), canary=10)

@@ -26,7 +26,6 @@ NOT_YET = {
     "ml_service/common",
     "ml_service/platforms/azureml_v1",
     "ml_service/platforms/local",
-    "ml_service/targets/aks",
     "ml_service/targets/docker",
     "ml_service/targets/local",
     "ml_service/targets/webapp",

@@ -10,8 +10,8 @@ import pytest
 
 from ml_service.config import Settings
 from ml_service.ports import Release, Status
-from ml_service.targets.aks import canary as aks_canary
-from ml_service.targets.aks import ingress, rollout
+from ml_service.targets.aks import canary_metrics, ingress, rollout
+from ml_service.targets.aks.deployment import STABLE, Version, deployment, read_version
 from ml_service.targets.aks.target import AksTarget
 from tests.support.fake_kubernetes import FakeKubernetes
 from tests.support.releases import make_release, no_verification
@@ -83,7 +83,17 @@ def at_gateway(gateway: str) -> dict[str, Any]:
 
 def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Routers and controllers follow at once. Pods have no network, so each would answer /metrics with nothing."""
-    monkeypatch.setattr(aks_canary, "_ask", lambda *_: aks_canary.Traffic())
-    monkeypatch.setattr(ingress, "_ROUTERS_FOLLOW", 0.0)
-    monkeypatch.setattr(ingress, "_ANSWER_POLL", 0.01)
+    monkeypatch.setattr(canary_metrics, "_read_counters", lambda *_: canary_metrics.Traffic())
+    monkeypatch.setattr(ingress, "_PROXY_DELAY", 0.0)
+    monkeypatch.setattr(ingress, "_ACCEPTANCE_POLL", 0.01)
     monkeypatch.setattr(rollout, "_POLL", 0.01)
+
+
+def killed_in_its_rollout(scenario: AksScenario, version: str, **variables: str) -> Release:
+    """Deploy a version whose pods do not get ready, and be killed meanwhile: nobody goes back."""
+    release = scenario.release(version)
+    scenario.api.broken.add(f"toy:{version}")
+    settings, before = scenario.settings(**variables), read_version(scenario.object("deployments"))
+    body = deployment(settings, Version.of(release, settings), STABLE, before)
+    scenario.api.cluster().apply(body)
+    return release

@@ -1,49 +1,45 @@
-"""A canary: which share of the traffic is reached by how many pods, and whether its metrics let it take over.
+"""A canary: how many pods make which share of the traffic, and how it starts and ends.
 
-Traffic metrics tell whether the service works. They do not judge the quality of a model: docs/aks.md.
+The share is made in one of two ways:
+
+- By pods. The Service selects the pods of both tracks (``mlops/serves: yes``), and kube-proxy gives each the same part
+  of new connections. So the numbers of pods are the share, and the autoscaler must not move them meanwhile.
+- By weights. With a Gateway each track has a Service of its own, and a route sends each its weight. Weights change only
+  after the canary's Service leads to its pods, and go back to zero before those pods go: a route that leads to a
+  Service without pods answers 503.
+
+``mlops/canary-ready`` is written last. A canary without it is starting, or its deployment was killed; the next
+deployment deletes it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ml_service.config import AksSettings, Settings
-from ml_service.errors import UnavailableError, UnhealthyError, UsageError
-from ml_service.http_session import session_for
+from ml_service.errors import UsageError
 from ml_service.ports import Progress
+from ml_service.targets.aks import canary_metrics
 from ml_service.targets.aks.client import Cluster, Object
-from ml_service.targets.aks.deployment import CANARY, STABLE, read_version
-from ml_service.targets.aks.port_forward import forwarded
+from ml_service.targets.aks.deployment import CANARY, STABLE, Version, deployment, read_version
+from ml_service.targets.aks.ingress import Exposure
+from ml_service.targets.aks.objects import KeySecret, SupportingObjects
+from ml_service.targets.aks.rollout import Rollout, pod_names, timeout_for
+from ml_service.targets.aks.tracks import Tracks
 
-SHARE, BASELINE = "mlops/canary-percent", "mlops/canary-baseline"
-READY = "mlops/canary-ready"
-"""Written last, when the share is reached: without it the start of the canary is under way, or was killed."""
+SHARE, READY = "mlops/canary-percent", "mlops/canary-ready"
 
 TOLERANCE = 5.0
-"""Points that the share reached may differ from the one asked for."""
+"""Points by which the share that pods make may differ from the one that was asked for."""
 
 _NEAR_ENOUGH = 2.0
 """Points of difference for which no further pod is spent."""
 
-SLOWDOWN = 1.5
-"""How much the candidate's 95th percentile may exceed that of the serving version; more has to be no chance, too."""
-
-_CHANCE = 0.01
-"""A difference that equal versions would show less often than this is no chance."""
-
-_PORT = 8080
-_REQUESTS = re.compile(r'^scoring_requests_total\{route="score",status="(\d+)"\} (\S+)$', re.MULTILINE)
-_BUCKET = re.compile(r'^scoring_request_duration_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
-
 
 @dataclass(frozen=True)
 class Share:
-    """Numbers of pods. Each pod gets the same part of the traffic, so they are the share, unless ``weight`` is."""
+    """Numbers of pods, which make the share, unless ``weight`` does (in percent)."""
 
     stable: int
     canary: int
@@ -51,20 +47,29 @@ class Share:
 
     @property
     def total(self) -> int:
-        """All pods."""
+        """The number of all pods."""
         return self.stable + self.canary
 
     @property
     def percent(self) -> float:
-        """What the candidate gets."""
+        """The candidate's share of the traffic."""
         return self.weight if self.weight is not None else 100 * self.canary / self.total
 
 
-def share(percent: int, aks: AksSettings) -> Share:
-    """The fewest pods that come near ``percent``, within the limits of the settings.
+def share_for(percent: int, stable: Object, aks: AksSettings, *, by_weights: bool) -> Share:
+    """Return the share for a canary beside the Deployment ``stable``.
 
     Raises:
-        UsageError: ``percent`` is no share, or is missed by more than TOLERANCE points.
+        UsageError: ``percent`` is not from 1 to 99, or pods cannot make it.
+    """
+    return weighted(percent, stable["spec"].get("replicas", 1), aks) if by_weights else share(percent, aks)
+
+
+def share(percent: int, aks: AksSettings) -> Share:
+    """Return the fewest pods that come near ``percent``, within the limits of the settings.
+
+    Raises:
+        UsageError: ``percent`` is not from 1 to 99, or is missed by more than TOLERANCE points.
     """
     _check(percent)
     possible = [
@@ -89,16 +94,16 @@ def share(percent: int, aks: AksSettings) -> Share:
 
 
 def weighted(percent: int, stable: int, aks: AksSettings) -> Share:
-    """Exactly ``percent``, by a route's weights; the candidate gets pods for it beside the ``stable`` ones.
+    """Return exactly ``percent``, by a route's weights, with pods for it in proportion to the ``stable`` ones.
 
-    It gets one at least, and no more than AKS_MAX_REPLICAS has left.
+    The candidate gets one pod at least, and no more than AKS_MAX_REPLICAS has left.
 
     Raises:
-        UsageError: ``percent`` is no share.
+        UsageError: ``percent`` is not from 1 to 99.
     """
     _check(percent)
-    wanted = math.ceil(stable * percent / 100)
-    return Share(stable, max(1, min(wanted, aks.max_replicas - stable)), weight=percent)
+    pods = math.ceil(stable * percent / 100)
+    return Share(stable, max(1, min(pods, aks.max_replicas - stable)), weight=percent)
 
 
 def _check(percent: int) -> None:
@@ -106,169 +111,82 @@ def _check(percent: int) -> None:
         raise UsageError("a canary gets from 1 to 99 %", where="--canary", next_step="use such as --canary 10")
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What pods counted: requests but for clients' mistakes (4xx), failures (5xx) among them, and the latency histogram
-    (cumulative counts by upper bound, s), which holds what was scored."""
-
-    requests: float = 0
-    failures: float = 0
-    buckets: Mapping[float, float] = field(default_factory=dict)
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return self._combined(other, 1)
-
-    def __sub__(self, other: Traffic) -> Traffic:
-        """What was counted since ``other``; all of it, when the pod was started again and counts from the beginning."""
-        found = self._combined(other, -1)
-        return self if min(found.requests, found.failures, *found.buckets.values()) < 0 else found
-
-    def _combined(self, other: Traffic, sign: int) -> Traffic:
-        buckets = Counter(self.buckets)
-        for bound, count in other.buckets.items():
-            buckets[bound] += sign * count  # type: ignore[assignment]
-        return Traffic(
-            self.requests + sign * other.requests, self.failures + sign * other.failures, dict(sorted(buckets.items()))
-        )
-
-    @property
-    def timed(self) -> float:
-        """Requests in the histogram."""
-        return max(self.buckets.values(), default=0.0)
-
-    def quantile(self, q: float) -> float:
-        """An estimate of the latency's quantile, in seconds, linear inside a bucket."""
-        total = self.timed
-        lower, below = 0.0, 0.0
-        for bound, count in self.buckets.items():
-            if total and count >= q * total:
-                if math.isinf(bound):
-                    return lower
-                part = (q * total - below) / (count - below) if count > below else 1.0
-                return lower + part * (bound - lower)
-            lower, below = bound, count
-        return lower
-
-    def slower_than(self, bound: float) -> float:
-        """How many requests took longer than a bucket's bound."""
-        return self.timed - self.buckets.get(bound, 0.0)
+def is_ready(canary: Object | None) -> bool:
+    """Return whether a canary gets its share; False while it starts, or when its deployment was killed."""
+    return canary is not None and READY in canary["metadata"].get("annotations", {})
 
 
-def parse(exposition: str) -> Traffic:
-    """What one pod's /metrics says about scoring requests."""
-    by_status = [(int(status), float(count)) for status, count in _REQUESTS.findall(exposition)]
-    return Traffic(
-        requests=sum(count for status, count in by_status if not 400 <= status < 500),
-        failures=sum(count for status, count in by_status if status >= 500),
-        buckets={float(bound.replace("+Inf", "inf")): float(count) for bound, count in _BUCKET.findall(exposition)},
-    )
+class Canary:
+    """Starts and ends the canary. Whoever calls this holds the lease."""
 
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        exposure: Exposure,
+        objects: SupportingObjects,
+        progress: Progress,
+    ) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._exposure = exposure
+        self._objects = objects
+        self._progress = progress
+        self._tracks = Tracks(cluster, settings)
+        self._keys = KeySecret(cluster, settings)
 
-def verdict(stable: Traffic, canary: Traffic, least: int) -> tuple[bool | None, str]:
-    """Whether the candidate may take over (None: undecided), and why."""
-    counted = f"{canary.requests:.0f} requests to the candidate, {stable.requests:.0f} to the serving version"
-    undecided = f"undecided: {counted}; {least} of each are needed"
-    if min(canary.requests, stable.requests) < least:
-        return None, undecided
-    failed = f"{canary.failures:.0f} against {stable.failures:.0f} failures"
-    if _chance(stable.failures, stable.requests, canary.failures, canary.requests) < _CHANCE:
-        return False, f"the candidate fails more often: {failed} ({counted})"
-    if min(canary.timed, stable.timed) < least:
-        return None, undecided
-    slow, usual = canary.quantile(0.95), stable.quantile(0.95)
-    times = f"95th percentile {1000 * slow:.2f} ms against {1000 * usual:.2f} ms"
-    if slow <= SLOWDOWN * usual:
-        return True, f"no worse: {times}, {failed} ({counted})"
-    # A few requests that had to wait move a percentile a long way, and inside a bucket it is a guess: more of them must
-    # have taken longer than a bound at which both versions count.
-    bound = max((one for one in canary.buckets.keys() & stable.buckets.keys() if one <= slow), default=0.0)
-    if _chance(stable.slower_than(bound), stable.timed, canary.slower_than(bound), canary.timed) < _CHANCE:
-        return False, f"the candidate is slower: {times} ({counted})"
-    return True, f"slower by no more than chance may do: {times}, {failed} ({counted})"
+    def pin_stable(self, share: Share) -> None:
+        """Hold the stable track at its number of pods, so that the share stays what it is."""
+        self._objects.set_autoscaler(share.stable, share.stable)
+        self._cluster.scale(self._tracks.name(STABLE), share.stable)
+        if stable := self._tracks.read():
+            self._wait_for_pods(STABLE, stable, str(read_version(stable)))
 
+    def start(self, version: Version, share: Share, key: str) -> None:
+        """Start the candidate's pods. By pods that is its share already; by weights it has none yet."""
+        body = deployment(self._settings, version.serving_now(), CANARY)
+        body["metadata"]["annotations"] |= {
+            SHARE: f"{share.percent:.1f}",
+            # Read before the canary's pods take requests: only what both versions count from now on is compared.
+            canary_metrics.BASELINE: canary_metrics.baseline(self._cluster, self._settings, key),
+        }
+        applied = self._cluster.apply(body, force=True)
+        self._cluster.scale(self._tracks.name(CANARY), share.canary)
+        pods = self._wait_for_pods(CANARY, applied, str(version))
+        if share.weight is None:
+            self._exposure.wait_for_endpoints(lambda endpoints: pods <= endpoints)
+            self._mark_ready(share)
 
-def _chance(usual: float, of_usual: float, seen: float, of_seen: float) -> float:
-    """How likely it is that ``seen`` or more of the second number of requests are hit when ``usual`` of the first are,
-    were both alike: Fisher's exact test, one-sided."""
-    first, second, hits = round(of_usual), round(of_seen), round(usual) + round(seen)
-    whole = _log_ways(first + second, hits)
-    possible = range(max(round(seen), hits - first), min(second, hits) + 1)
-    return sum(math.exp(_log_ways(second, k) + _log_ways(first, hits - k) - whole) for k in possible)
+    def set_weight(self, share: Share) -> None:
+        """Send the candidate its share by a route's weights."""
+        assert share.weight is not None
+        pods = pod_names(self._rollout(CANARY).pods())
+        self._exposure.set_weight(share.weight, pods, self._progress)
+        self._mark_ready(share)
 
+    def end(self) -> None:
+        """Take the candidate's share away, then its pods, and let the autoscaler go on."""
+        self._exposure.reset_weights()
+        self._tracks.delete(CANARY)
+        self._objects.reset_autoscaler()
+        self._progress("the canary is over")
 
-def _log_ways(size: int, some: int) -> float:
-    """The logarithm of how many ways there are to choose ``some``."""
-    return math.lgamma(size + 1) - math.lgamma(some + 1) - math.lgamma(size - some + 1)
-
-
-def baseline(cluster: Cluster, settings: Settings, key: str) -> str:
-    """What each pod of the serving version has counted by now, as JSON: only what comes after it is compared."""
-    counted = _by_pod(cluster, settings, STABLE, key)
-    return json.dumps({pod: [one.requests, one.failures, _listed(one.buckets)] for pod, one in counted.items()})
-
-
-def judge(cluster: Cluster, settings: Settings, canary: Object, key: str, progress: Progress) -> None:
-    """Compare what both versions' pods have counted since the canary began.
-
-    Raises:
-        UnavailableError: there were too few requests to decide.
-        UnhealthyError: the candidate is worse, or one of its pods crashed; it stays a canary.
-    """
-    _refuse_crashed(cluster, settings, canary)
-    raw = json.loads(canary["metadata"]["annotations"].get(BASELINE, "{}"))
-    before = {pod: Traffic(one[0], one[1], {float(b): n for b, n in one[2]}) for pod, one in raw.items()}
-    now = _by_pod(cluster, settings, STABLE, key)
-    stable = _sum(one - before.get(pod, Traffic()) for pod, one in now.items())
-    candidate = _sum(_by_pod(cluster, settings, CANARY, key).values())
-    accepted, why = verdict(stable, candidate, settings.aks.canary_min_requests)
-    progress(why)
-    if accepted is None:
-        raise UnavailableError(
-            why, where="target aks", next_step="wait for more traffic, or lower --min-requests; the canary goes on"
-        )
-    if not accepted:
+    def _mark_ready(self, share: Share) -> None:
+        """Add the annotation to those of the same Deployment: server-side apply deletes what is not sent again."""
+        canary = self._tracks.read(CANARY)
         version = read_version(canary)
-        raise UnhealthyError(why, where=f"canary of {version}", next_step="end it: inv rollback --target aks")
+        assert canary is not None and version is not None
+        body = deployment(self._settings, version, CANARY)
+        written = {name: canary["metadata"]["annotations"][name] for name in (SHARE, canary_metrics.BASELINE)}
+        body["metadata"]["annotations"] |= {**written, READY: "yes"}
+        self._cluster.apply(body, force=True)
+        goes = f"{version} gets {share.percent:.1f} % of the traffic"
+        self._progress(f"{goes}: {share.canary} of {share.total} pods")
 
+    def _wait_for_pods(self, track: str, body: Object, version: str) -> set[str]:
+        rollout = self._rollout(track)
+        rollout.wait(version, timeout_for(body, self._settings.aks), self._progress)
+        return pod_names(rollout.pods())
 
-def _refuse_crashed(cluster: Cluster, settings: Settings, canary: Object) -> None:
-    """A process that ended took its counts with it, and whoever was waiting for an answer got none."""
-    for pod in _pods(cluster, settings, CANARY):
-        if restarts := sum(one.get("restartCount", 0) for one in pod["status"].get("containerStatuses", [])):
-            raise UnhealthyError(
-                f"pod {pod['metadata']['name']} restarted (restarts: {restarts}), so its process had ended",
-                where=f"canary of {read_version(canary)}",
-                next_step="see inv logs --target aks, and end it: inv rollback --target aks",
-            )
-
-
-def _listed(buckets: Mapping[float, float]) -> Sequence[tuple[str, float]]:
-    return [(str(bound), count) for bound, count in buckets.items()]
-
-
-def _sum(parts: Iterable[Traffic]) -> Traffic:
-    return sum(parts, Traffic())
-
-
-def _by_pod(cluster: Cluster, settings: Settings, track: str, key: str) -> dict[str, Traffic]:
-    pods = [pod for pod in _pods(cluster, settings, track) if pod["status"].get("phase") == "Running"]
-    return {name: _ask(cluster, name, key) for pod in pods if (name := pod["metadata"]["name"])}
-
-
-def _pods(cluster: Cluster, settings: Settings, track: str) -> Sequence[Object]:
-    selector = f"app.kubernetes.io/name={settings.aks.name},mlops/track={track}"
-    found = cluster.list("v1", "Pod", labelSelector=selector)
-    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
-
-
-def _ask(cluster: Cluster, pod: str, key: str) -> Traffic:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        with forwarded(cluster, pod, _PORT) as url, session_for(url) as session:
-            answer = session.get(f"{url}/metrics", headers=headers, timeout=15)
-            answer.raise_for_status()
-            return parse(answer.text)
-    except OSError as error:
-        raise UnavailableError(
-            f"its metrics cannot be read ({error})", where=f"pod {pod}", next_step="see: inv logs --target aks"
-        ) from None
+    def _rollout(self, track: str) -> Rollout:
+        return Rollout(self._cluster, self._tracks.name(track), self._keys.mask())

@@ -1,4 +1,14 @@
-"""One namespace of a Kubernetes cluster, through the official client; refusals become errors one can act on."""
+"""One namespace of a Kubernetes cluster, through the official client. Its refusals become MlopsErrors.
+
+Objects are written by server-side apply: the manifest is sent whole, under a field manager of our own, and the server
+records who owns which field. From that follow four things that the other modules rely on:
+
+- A field that we sent before and do not send any more is deleted. So every apply sends all that we want to keep.
+- A field that we never send is not ours: ``replicas`` belongs to the autoscaler, and an apply leaves it alone.
+- A field that somebody else has set to another value since is not overwritten: the server answers with a Conflict that
+  names him. ``force`` takes the field over, for objects that are ours alone, or when AKS_TAKE_OVER says so.
+- A dry run returns the object as it would be. The difference to the present one is what a plan shows.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +43,7 @@ _PLURALS: Mapping[str, str] = {
     "VirtualService": "virtualservices",
 }
 _TIMEOUT = (5, 60)
-"""Seconds to connect, and to wait for an answer."""
+"""Seconds to connect, and to wait for a response."""
 
 
 class Conflict(UnavailableError):
@@ -41,54 +51,57 @@ class Conflict(UnavailableError):
 
 
 class Forbidden(UnavailableError):
-    """We lack the right, or the namespace lacks the quota."""
+    """The right is missing, or the namespace's quota is used up."""
 
 
 class _Impossible(UnavailableError):
-    """The server cannot do that to an object as it is now, such as read a pod that has not started."""
+    """The object is in a state that does not allow it, such as a pod that has not started and has no log."""
 
 
 class Cluster:
-    """Reads and writes objects of ``namespace``; objects are dictionaries, as in their manifests."""
+    """Reads and writes objects of ``namespace``. Objects are dictionaries, as in their manifests.
+
+    Each method raises UnavailableError when the cluster does not answer, or refuses.
+    """
 
     def __init__(self, api: Any, namespace: str) -> None:
         self.api = api
         self.namespace = namespace
         self.before_write: Callable[[], None] = lambda: None
-        """Called before each change, and may refuse it by an exception."""
+        """Called before each write; an exception from it prevents the write."""
         self._groups: dict[str, bool] = {}
 
     @property
     def address(self) -> str:
-        """Where the cluster's API answers."""
+        """The URL of the cluster's API."""
         return str(self.api.configuration.host)
 
     @property
     def host(self) -> str:
-        """The host of that address."""
+        """The host in that URL."""
         return urlsplit(self.address).hostname or ""
 
     def serves(self, api_version: str) -> bool:
-        """Whether the cluster has this version of a group."""
+        """Return whether the cluster serves a version of a group, such as ``autoscaling/v2``."""
         if api_version not in self._groups:
             root = "/api" if "/" not in api_version else "/apis"
             self._groups[api_version] = self._call("GET", f"{root}/{api_version}", absent_ok=True) is not None
         return self._groups[api_version]
 
     def get(self, api_version: str, kind: str, name: str, *, namespace: str = "") -> Object | None:
-        """The object, or None; of another namespace where one is given."""
+        """Return the object, or None. ``namespace`` is another one than that of this client."""
         return self._call("GET", self._path(api_version, kind, name, namespace), absent_ok=True)
 
     def list(self, api_version: str, kind: str, **query: str) -> Sequence[Object]:
-        """The objects that match, such as ``labelSelector="a=b"``."""
-        found = self._call("GET", self._path(api_version, kind), query=query)
-        return cast(list[Object], found["items"]) if found else []
+        """Return the objects that match, such as ``labelSelector="a=b"``."""
+        response = self._call("GET", self._path(api_version, kind), query=query)
+        return cast(list[Object], response["items"]) if response else []
 
     def apply(self, body: Object, *, dry_run: bool = False, force: bool = False) -> Object:
-        """Server-side apply under our own field manager; the object as it is (or would be) afterwards.
+        """Apply under our own field manager, and return the object as it is (or with ``dry_run`` would be) afterwards.
 
         Raises:
-            Conflict: others own some of the fields, and ``force`` is off.
+            Conflict: somebody else owns one of the fields, and ``force`` is off.
         """
         query = {"fieldManager": FIELD_MANAGER, "force": _flag(force), **({"dryRun": "All"} if dry_run else {})}
         path = self._path(body["apiVersion"], body["kind"], body["metadata"]["name"])
@@ -97,11 +110,19 @@ class Cluster:
         )
 
     def create(self, body: Object) -> Object:
-        """Raises Conflict when it exists."""
+        """Create an object that does not exist yet.
+
+        Raises:
+            Conflict: it exists.
+        """
         return self._required(self._call("POST", self._path(body["apiVersion"], body["kind"]), body=body))
 
     def replace(self, body: Object) -> Object:
-        """Raises Conflict when it changed since it was read."""
+        """Replace an object that was read before.
+
+        Raises:
+            Conflict: it has changed since (its ``resourceVersion`` is another one).
+        """
         path = self._path(body["apiVersion"], body["kind"], body["metadata"]["name"])
         return self._required(self._call("PUT", path, body=body))
 
@@ -111,14 +132,15 @@ class Cluster:
         self._call("PATCH", path, body={"spec": {"replicas": replicas}}, content_type="application/merge-patch+json")
 
     def delete(self, api_version: str, kind: str, name: str) -> None:
-        """Remove the object and what it owns; nothing to do when it is not there."""
+        """Delete the object and what it owns; an object that does not exist is no error."""
         body = {"propagationPolicy": "Background"}
         self._call("DELETE", self._path(api_version, kind, name), body=body, absent_ok=True)
 
     def log(self, pod: str, lines: int, *, previous: bool = False, stamped: bool = False) -> Sequence[str]:
-        """The last lines of a pod, oldest first; those of the container before its restart with ``previous``.
+        """Return the last ``lines`` log lines of a pod, oldest first.
 
-        A pod that has not started, or is gone, has none. With ``stamped`` each begins with its time and a blank.
+        A pod that has not started, or does not exist any more, has none. ``previous`` means the container before its
+        restart. With ``stamped`` each line begins with its timestamp (RFC 3339) and a blank.
         """
         query = {"tailLines": str(lines), "previous": _flag(previous), "timestamps": _flag(stamped)}
         path = self._path("v1", "Pod", pod) + "/log"
@@ -129,15 +151,18 @@ class Cluster:
         return text.splitlines()
 
     def may(self, verb: str, group: str, resource: str, part: str = "", *, namespace: str = "") -> bool:
-        """Whether we may do that in the namespace, or in the one that is given."""
+        """Return whether the cluster allows us ``verb`` on a resource, or on its subresource ``part``.
+
+        ``namespace`` is another one than that of this client.
+        """
         attributes = {"namespace": namespace or self.namespace, "verb": verb, "group": group, "resource": resource}
         body = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": {**attributes, "subresource": part}},
         }
-        answer = self._call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=body)
-        return bool(self._required(answer)["status"]["allowed"])
+        review = self._call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=body)
+        return bool(self._required(review)["status"]["allowed"])
 
     def _path(self, api_version: str, kind: str, name: str = "", namespace: str = "") -> str:
         root = "/api" if "/" not in api_version else "/apis"
@@ -145,9 +170,9 @@ class Cluster:
         return f"{path}/{quote(name)}" if name else path
 
     @staticmethod
-    def _required(answer: Object | None) -> Object:
-        assert answer is not None
-        return answer
+    def _required(response: Object | None) -> Object:
+        assert response is not None
+        return response
 
     def _call(
         self,
@@ -182,14 +207,14 @@ class Cluster:
                 path,
                 query_params=list((query or {}).items()),
                 header_params={"Accept": "application/json, */*", "Content-Type": content_type},
-                # The client turns JSON bodies into text itself; an apply patch is YAML, of which JSON is a part.
+                # The client serializes JSON bodies itself. An apply patch is YAML, and JSON is valid YAML.
                 body=json.dumps(body) if content_type.endswith("yaml") else body,
                 auth_settings=["BearerToken"],
             )
-            answer = self.api.call_api(*request, _request_timeout=_TIMEOUT)
-            text = (answer.read() or b"").decode("utf-8", "replace")
-        if answer.status >= 400:
-            raise _refusal(answer.status, text, self.address)
+            response = self.api.call_api(*request, _request_timeout=_TIMEOUT)
+            text = (response.read() or b"").decode("utf-8", "replace")
+        if response.status >= 400:
+            raise _refusal(response.status, text, self.address)
         return str(text)
 
     @contextmanager
@@ -204,17 +229,17 @@ class Cluster:
         except (HTTPError, OSError) as error:
             raise self.unreachable(type(error).__name__) from None
 
-    def unreachable(self, why: str) -> UnavailableError:
-        """The error for a cluster that does not answer."""
+    def unreachable(self, reason: str) -> UnavailableError:
+        """Return the error for a cluster that does not answer."""
         return UnavailableError(
-            f"the cluster cannot be reached ({why})",
+            f"the cluster cannot be reached ({reason})",
             where=self.address,
-            next_step="check KUBECONFIG and the network; what serves there still serves",
+            next_step="check KUBECONFIG and the network; the deployment on the cluster still serves",
         )
 
 
 class _Absent(Exception):
-    """The server knows no such thing."""
+    """There is no such object, or no such API version."""
 
     def __init__(self, refusal: MlopsError) -> None:
         super().__init__(str(refusal))
@@ -234,7 +259,7 @@ _NEXT_STEPS: Mapping[int, str] = {
 
 
 def _refusal(status: int, body: str, where: str) -> Exception:
-    """The cluster's own words, with what helps."""
+    """Return the error for a status that means refusal, with the server's own message."""
     try:
         message = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):

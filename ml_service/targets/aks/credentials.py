@@ -1,4 +1,4 @@
-"""Which cluster the target aks means, and how to sign in to it: KUBECONFIG, or Azure's own answer. See docs/aks.md."""
+"""Find the cluster of the target aks and sign in to it, by KUBECONFIG or by asking Azure. See docs/aks.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CLUSTER_ID = re.compile(
 )
 
 Token = Callable[[str], str]
-"""An Entra access token for a scope."""
+"""A function that returns an Entra access token for a scope."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class ClusterId:
 
 
 def connect(settings: Settings) -> Cluster:
-    """The cluster that KUBECONFIG names, else the one that AKS_COMPUTE_NAME is attached to.
+    """Return a client of the cluster that KUBECONFIG names, else of the one behind the compute AKS_COMPUTE_NAME.
 
     Raises:
-        ConfigurationError: neither is set, or a library is missing.
+        ConfigurationError: neither is set, KUBECONFIG is not valid, or a library is missing.
         UnavailableError: Azure does not answer or refuses.
     """
     try:
@@ -62,17 +62,17 @@ def connect(settings: Settings) -> Cluster:
                 kubeconfig, context=settings.aks.context or None, client_configuration=configuration
             )
         else:
-            described = _from_azure(settings)
-            config.load_kube_config_from_dict(described, client_configuration=configuration)
+            from_azure = _from_azure(settings)
+            config.load_kube_config_from_dict(from_azure, client_configuration=configuration)
     except (config.ConfigException, OSError) as error:
         raise ConfigurationError(
-            f"names no cluster that can be used: {error}",
+            f"invalid kubeconfig: expected a context with a cluster and a user: {error}",
             where=f"KUBECONFIG={kubeconfig}" if kubeconfig else "AKS_COMPUTE_NAME",
             next_step="run: az aks get-credentials, and set KUBECONFIG to the file",
         ) from None
     configuration.retries = 1
     if not configuration.verify_ssl:
-        # urllib3 says it at every request; who asked for it in the file is told once.
+        # urllib3 warns at every request. Once is enough for somebody who turned verification off in the file.
         warnings.filterwarnings("once", category=InsecureRequestWarning)
     return Cluster(client.ApiClient(configuration), namespace)
 
@@ -92,9 +92,13 @@ def _from_azure(settings: Settings) -> Mapping[str, Any]:
 
 
 def resolve(settings: Settings, token: Token, management: str = MANAGEMENT) -> ClusterId:
-    """The managed cluster behind an attachment of the Azure ML workspace.
+    """Return the managed cluster behind a compute that is attached to the Azure ML workspace.
 
     Source: https://learn.microsoft.com/rest/api/azureml/compute/get
+
+    Raises:
+        ConfigurationError: the compute is not an AKS cluster.
+        UnavailableError: Azure does not answer, or does not know the compute.
     """
     import requests
 
@@ -106,27 +110,32 @@ def resolve(settings: Settings, token: Token, management: str = MANAGEMENT) -> C
     )
     headers = {"Authorization": f"Bearer {token(f'{MANAGEMENT}/.default')}"}
     try:
-        answer = requests.get(url, params={"api-version": _COMPUTES_API}, headers=headers, timeout=30)
+        response = requests.get(url, params={"api-version": _COMPUTES_API}, headers=headers, timeout=30)
     except requests.RequestException as error:
         raise UnavailableError(
             f"Azure cannot be reached ({type(error).__name__})", where=where, next_step="check the network"
         ) from None
-    if answer.status_code != 200:
+    if response.status_code != 200:
         raise UnavailableError(
-            f"Azure answers {answer.status_code} for this compute of workspace {azure.workspace_name}",
+            f"Azure answers {response.status_code} for this compute of workspace {azure.workspace_name}",
             where=where,
             next_step="check the name in the workspace's list of attached computes, and the identity's role there",
         )
-    match = _CLUSTER_ID.fullmatch(str(answer.json().get("properties", {}).get("resourceId", "")))
+    match = _CLUSTER_ID.fullmatch(str(response.json().get("properties", {}).get("resourceId", "")))
     if not match:
         raise ConfigurationError(
-            "is attached to no AKS cluster", where=where, next_step="name a compute of the type AKS or Kubernetes"
+            "is not attached to an AKS cluster", where=where, next_step="name a compute of the type AKS or Kubernetes"
         )
     return ClusterId(match["subscription"], match["group"], match["name"])
 
 
-def kubeconfig_of(signed_in: Any, found: ClusterId, token: Token) -> Mapping[str, Any]:
-    """The cluster's kubeconfig for a user; where local accounts are off it gets an Entra token."""
+def kubeconfig_of(signed_in: Any, cluster: ClusterId, token: Token) -> Mapping[str, Any]:
+    """Return the cluster's kubeconfig for a user, with an Entra token where local accounts are off.
+
+    Raises:
+        ConfigurationError: the library is not installed.
+        UnavailableError: Azure does not answer or refuses.
+    """
     import yaml
 
     try:
@@ -139,19 +148,19 @@ def kubeconfig_of(signed_in: Any, found: ClusterId, token: Token) -> Mapping[str
             next_step=INSTALL,
         ) from None
     try:
-        clusters = ContainerServiceClient(signed_in, found.subscription).managed_clusters
-        raw = clusters.list_cluster_user_credentials(found.resource_group, found.name).kubeconfigs[0].value
+        clusters = ContainerServiceClient(signed_in, cluster.subscription).managed_clusters
+        raw = clusters.list_cluster_user_credentials(cluster.resource_group, cluster.name).kubeconfigs[0].value
     except AzureError as error:
         raise UnavailableError(
-            f"Azure gives no credentials: {str(error).splitlines()[0]}",
-            where=f"AKS cluster {found.name}",
+            f"Azure refuses the credentials: {str(error).splitlines()[0]}",
+            where=f"AKS cluster {cluster.name}",
             next_step="give the identity the role Azure Kubernetes Service Cluster User",
         ) from None
     return with_entra_token(yaml.safe_load(raw), token)
 
 
 def with_entra_token(kubeconfig: dict[str, Any], token: Token) -> Mapping[str, Any]:
-    """The same kubeconfig with a token in place of a program that would ask for one (kubelogin is not needed here)."""
+    """Replace a program that would get a token (kubelogin) by a token. ``kubeconfig`` is changed and returned."""
     for entry in kubeconfig["users"]:
         if {"exec", "auth-provider"} & set(entry["user"]):
             entry["user"] = {"token": token(f"{AKS_SERVER_APPLICATION}/.default")}

@@ -1,4 +1,4 @@
-"""What the target aks writes into its objects about a version, and how a version becomes a Deployment."""
+"""The version that an object holds, as its annotations record it, and the Deployment that a version becomes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Version:
 
     @classmethod
     def of(cls, release: Release, settings: Settings) -> Version:
-        """The version that ``release`` would be under ``settings``.
+        """Return the version that ``release`` would be under ``settings``.
 
         Raises:
             UsageError: the release's image was never pushed, so that a cluster cannot have it.
@@ -72,15 +72,15 @@ class Version:
 
     @property
     def model(self) -> dict[str, str]:
-        """As a status tells it."""
+        """Name and version, as a status has them."""
         return {"name": self.model_name, "version": self.model_version}
 
     def same_as(self, other: Version | None) -> bool:
-        """Whether both answer alike and run alike."""
+        """Return whether both have the same image and package, and run with the same options and resources."""
         return other is not None and replace(self, since="", build_id="") == replace(other, since="", build_id="")
 
     def serving_now(self) -> Version:
-        """The same, with the time."""
+        """Return the same version with the present time in ``since``."""
         return replace(self, since=datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Version:
 
 
 def read_version(deployment: Object | None, annotation: str = VERSION) -> Version | None:
-    """The version that a Deployment says it holds."""
+    """Return the version that a Deployment's annotation records, or None."""
     if deployment is None:
         return None
     raw = deployment["metadata"].get("annotations", {}).get(annotation, "")
@@ -96,7 +96,7 @@ def read_version(deployment: Object | None, annotation: str = VERSION) -> Versio
 
 
 def deployment(settings: Settings, version: Version, track: str, previous: Version | None = None) -> Object:
-    """The Deployment of ``version`` on one of the tracks: stable, candidate (asked, serves nobody) or canary."""
+    """Return the Deployment of ``version`` on a track: stable, candidate (no Service selects it) or canary."""
     body = load(settings.root / "scoring" / "k8s" / "deployment.yaml", _values(settings, version, track))
     body["metadata"]["annotations"] = {
         VERSION: json.dumps(asdict(version), sort_keys=True),
@@ -106,12 +106,12 @@ def deployment(settings: Settings, version: Version, track: str, previous: Versi
 
 
 def track_name(settings: Settings, track: str) -> str:
-    """The Deployment's name; the stable one has the plain name."""
+    """Return the name of a track's Deployment; the stable one has the plain name."""
     return settings.aks.name if track == STABLE else f"{settings.aks.name}-{track}"
 
 
 def supporting(settings: Settings, folder: Path, names: Sequence[str], values: Mapping[str, Any]) -> list[Object]:
-    """The objects around the Deployments, by file name."""
+    """Return the manifests of ``folder`` that ``names`` lists, filled in with the settings and ``values``."""
     aks = settings.aks
     filled = {
         "name": aks.name,

@@ -1,4 +1,18 @@
-"""One deployment at a time, across machines: a Lease in the cluster, renewed while it is held."""
+"""One deployment at a time, across machines: a Lease object in the cluster, renewed while it is held.
+
+How it works, with the API server's compare-and-swap as the only thing that is trusted:
+
+- Taking. A missing Lease is created. A free or expired one is replaced under the ``resourceVersion`` that was read, so
+  of two takers the server accepts one, and the other one gets a Conflict.
+- Holding. ``holderIdentity`` names this process, with a random part, as process ids repeat. A thread writes a new
+  ``renewTime`` three times within ``duration``.
+- Expiry. Clocks of two machines may differ, so nobody compares ``renewTime`` with the own clock. Whoever waits watches
+  whether the object changes: a holder that has not written for ``duration`` seconds of the waiting machine's monotonic
+  clock is taken to be dead. That is how the lease of a process that was killed gets free.
+- Losing. A holder can be suspended for longer than that and wake up while its successor works. So before each write
+  ``Cluster`` calls ``check``. If more than ``duration`` has passed since the last renewal, it renews first and learns
+  who holds the lease now. Before that time no successor can have begun: it had to watch for ``duration`` itself.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +31,22 @@ from ml_service.ports import Progress
 from ml_service.targets.aks.client import Cluster, Conflict, Object
 
 _API, _KIND = "coordination.k8s.io/v1", "Lease"
+_POLL = 0.5
 
 
 @contextmanager
 def held(
-    cluster: Cluster, name: str, progress: Progress, *, duration: int = 15, patience: float = 300
+    cluster: Cluster, name: str, progress: Progress, *, duration: int = 15, timeout: float = 300
 ) -> Iterator[None]:
-    """Hold the lease ``name``. One whose holder was killed is free after ``duration`` seconds.
+    """Hold the lease ``name``. The lease of a holder that was killed is free after ``duration`` seconds.
 
-    A holder that slept for longer, on a machine that was suspended, say, may find the next one at work: from then on
-    ``cluster`` refuses it every change, those that would tidy up included.
+    When this process loses the lease, ``cluster`` refuses every further change, those that would clean up included.
 
     Raises:
-        UnavailableError: another deployment holds it for longer than ``patience`` seconds.
+        UnavailableError: another deployment still holds it after ``timeout`` seconds.
     """
     lease = _Lease(copy.copy(cluster), name, duration)
-    lease.acquire(progress, patience)
+    lease.acquire(progress, timeout)
     stop = threading.Event()
     renewing = threading.Thread(target=lease.renew_until, args=(stop,), daemon=True)
     renewing.start()
@@ -47,39 +61,42 @@ def held(
 
 
 class _Lease:
+    """The lease as one process sees it. Its ``cluster`` is a copy, whose writes are not checked by the lease itself."""
+
     def __init__(self, cluster: Cluster, name: str, duration: int) -> None:
         self._cluster = cluster
         self._name = name
         self._duration = duration
-        self._me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._identity = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._renewed = time.monotonic()
         self._successor = ""
         self._lock = threading.Lock()
 
-    def acquire(self, progress: Progress, patience: float) -> None:
-        deadline = time.monotonic() + patience
-        seen, since = "", time.monotonic()
+    def acquire(self, progress: Progress, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        last_spec, changed = "", time.monotonic()
         while True:
-            lease = self._cluster.get(_API, _KIND, self._name)
-            # Judged by this machine's clock alone: clocks of two machines may differ.
-            stamp = str(lease["spec"]) if lease else ""
-            if stamp != seen:
-                seen, since = stamp, time.monotonic()
-            if self._is_free(lease) or time.monotonic() - since > self._duration:
+            lease = self._read()
+            spec = str(lease["spec"]) if lease else ""
+            if spec != last_spec:
+                last_spec, changed = spec, time.monotonic()
+            if self._is_free(lease) or time.monotonic() - changed > self._duration:
                 if self._take(lease):
                     return
             elif time.monotonic() > deadline:
                 raise self._busy(lease)
-            elif time.monotonic() - since < 0.1:
+            elif time.monotonic() - changed < 0.1:
                 progress("another deployment is running, or was killed a moment ago; waiting for its lease")
-            time.sleep(0.5)
+            time.sleep(_POLL)
 
     @staticmethod
     def _is_free(lease: Object | None) -> bool:
         return lease is None or not lease["spec"].get("holderIdentity")
 
     def _take(self, lease: Object | None) -> bool:
-        spec = {"holderIdentity": self._me, "leaseDurationSeconds": self._duration, "renewTime": _now()}
+        """Return whether the server gave the lease to us."""
+        spec = {"holderIdentity": self._identity, "leaseDurationSeconds": self._duration, "renewTime": _now()}
+        # Counted from before the request: the server may have taken it at any moment of the call.
         began = time.monotonic()
         try:
             if lease is None:
@@ -93,42 +110,46 @@ class _Lease:
         return True
 
     def renew_until(self, stop: threading.Event) -> None:
-        """A renewal that fails is tried again, and before the next change at the latest."""
+        """Renew three times within the duration. A renewal that fails is repeated, by ``check`` at the latest."""
         while not stop.wait(self._duration / 3):
             with suppress(MlopsError):
                 self._renew()
 
     def check(self) -> None:
-        """Nothing while the lease is ours; when its time has passed unrenewed, it is asked first.
+        """Renew the lease if its time has passed.
 
         Raises:
-            UnavailableError: another deployment has taken it, or the cluster does not say.
+            UnavailableError: another deployment has taken it, or the cluster does not answer.
         """
         if time.monotonic() - self._renewed > self._duration:
             self._renew()
         if self._successor:
             raise UnavailableError(
-                f"this deployment slept, and another one took over: {self._successor}",
+                f"this deployment was suspended, and another one took over: {self._successor}",
                 where=f"lease {self._name}",
-                next_step="look at inv status --target aks when that one has ended",
+                next_step="see inv status --target aks when that one has ended",
             )
 
     def _renew(self) -> None:
         with self._lock:
             began = time.monotonic()
-            lease = self._cluster.get(_API, _KIND, self._name)
+            lease = self._read()
             holder = lease["spec"].get("holderIdentity") if lease else ""
-            if lease is None or holder != self._me:
+            if lease is None or holder != self._identity:
                 self._successor = holder or "one that has ended already"
                 return
             self._cluster.replace({**lease, "spec": {**lease["spec"], "renewTime": _now()}})
             self._renewed = began
 
     def release(self) -> None:
+        """Delete the lease, unless it is another's. A failure is no harm: it expires."""
         with suppress(MlopsError):
-            lease = self._cluster.get(_API, _KIND, self._name)
-            if lease and lease["spec"].get("holderIdentity") == self._me:
+            lease = self._read()
+            if lease and lease["spec"].get("holderIdentity") == self._identity:
                 self._cluster.delete(_API, _KIND, self._name)
+
+    def _read(self) -> Object | None:
+        return self._cluster.get(_API, _KIND, self._name)
 
     def _busy(self, lease: Object | None) -> UnavailableError:
         holder = lease["spec"].get("holderIdentity", "?") if lease else "?"

@@ -1,4 +1,4 @@
-"""The rights that the target aks needs in its namespace: the table of docs/aks.md, and what of it is missing."""
+"""Check the rights that the target aks needs in its namespace: those in the table of docs/aks.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RIGHTS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("", "endpoints", ("get",)),
     ("", "events", ("list",)),
 )
-"""Group, resource, verbs: exactly what is called. Clusters differ in whether a port-forward is a get or a create."""
+"""Group, resource, verbs: exactly those that are called. A port-forward is a get on some clusters, else a create."""
 
 ROUTE_RIGHTS: Mapping[str, Sequence[tuple[str, str, Sequence[str]]]] = {
     "HTTPRoute": (
@@ -42,9 +42,11 @@ ROUTE_RIGHTS: Mapping[str, Sequence[tuple[str, str, Sequence[str]]]] = {
 
 
 def missing(cluster: Cluster, route: str = "", gateway: str = "") -> list[str]:
-    """What the cluster would refuse, such as ``patch deployments``; also for routes of a kind at a Gateway.
+    """Return the rights that the cluster denies, such as ``patch deployments``.
 
-    ``gateway`` is its namespace, empty where routes are made for no Gateway.
+    Args:
+        route: the kind of route that is used, or nothing.
+        gateway: the namespace of its Gateway, or nothing where routes belong to no Gateway.
     """
     return [
         f"{verb} {resource}"

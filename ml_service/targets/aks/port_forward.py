@@ -1,4 +1,4 @@
-"""A port of this machine that leads to a port of one pod, through the cluster's API: a private way to ask a pod."""
+"""Forward a port of this machine to a port of one pod, through the cluster's API and past every Service."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import Any
 
 from ml_service.targets.aks.client import Cluster
 
+PORT = 8080
+"""The port that the scoring server listens on in its pod."""
+
 _CHUNK = 65536
 
 
 @contextmanager
 def forwarded(cluster: Cluster, pod: str, port: int) -> Iterator[str]:
-    """The URL, for as long as the block lasts. Each connection gets a stream of its own."""
+    """Yield the URL, which works inside the block. Each connection gets a stream of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_accept, args=(listener, cluster, pod, port), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        # Closing alone would leave the thread waiting.
+        # close() alone would leave the thread in accept().
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()

@@ -1,102 +1,124 @@
-"""Waiting for a Deployment to come up, and saying why when it does not."""
+"""Wait for a Deployment to come up, and report why when it does not.
+
+When a rollout is complete, and why each condition is needed:
+
+- ``observedGeneration`` has reached the Deployment's generation. Before that the whole status, conditions included, is
+  about the template before, and would report success or failure of the wrong version.
+- ``updatedReplicas``, ``replicas`` and ``availableReplicas`` all equal the number that is wanted: every pod is new, no
+  pod of the version before is left, and each is ready.
+- The number that is wanted is not 0: a Deployment that was scaled to nothing would be complete without serving.
+
+A rollout has failed early when the cluster cannot create a pod (a quota), when its progress deadline is over, or when
+a pod of the newest template waits for a reason that time does not change, or ended before it was ready. Only pods that
+are not ready count: one that restarted last week and is ready now says nothing about this rollout.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from ml_service.config import AksSettings
 from ml_service.errors import MlopsError, UnhealthyError
 from ml_service.ports import Progress
 from ml_service.targets.aks.client import Cluster, Object
+from ml_service.targets.aks.deployment import PREVIOUS, Version, read_version
 
 _POLL = 0.5
-_SAY_AGAIN = 5.0
-_LAST_LINES = 15
+_PROGRESS_INTERVAL = 5.0
+_LOG_LINES = 15
 
-_HOPELESS = (
+_FATAL_REASONS = (
     *("CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError"),
     *("CreateContainerError", "RunContainerError"),
 )
-"""Reasons for which a container waits that waiting does not cure within a deployment."""
-
-Mask = Callable[[str], str]
-
+"""Reasons for which a container waits that do not go away within a deployment."""
 
 _REVISION = "deployment.kubernetes.io/revision"
 _HASH = "pod-template-hash"
 
+Mask = Callable[[str], str]
+
 
 class Rollout:
-    """Watches the pods that one Deployment makes from its newest template."""
+    """Watches the pods that the Deployment ``name`` creates from its newest template."""
 
-    def __init__(self, cluster: Cluster, deployment: Object, mask: Mask) -> None:
+    def __init__(self, cluster: Cluster, name: str, mask: Mask) -> None:
         self._cluster = cluster
-        self._deployment = deployment
+        self._name = name
         self._mask = mask
-        self._name: str = deployment["metadata"]["name"]
 
-    def wait(self, what: str, timeout: float, progress: Progress) -> None:
-        """Until every pod holds the new version and is ready.
+    def wait(self, version: str, timeout: float, progress: Progress) -> None:
+        """Wait until every pod holds ``version`` and is ready, at most ``timeout`` seconds.
 
         Raises:
-            UnhealthyError: it does not come up: with events and the pods' last lines.
+            UnhealthyError: it did not come up; with events and the pods' last log lines.
         """
         deadline = time.monotonic() + timeout
-        said = time.monotonic()
+        reported = time.monotonic()
         while True:
-            now = self._cluster.get("apps/v1", "Deployment", self._name)
-            if now is None:
-                raise self._failed(what, "its Deployment was deleted")
-            if _is_complete(now):
+            deployment = self._read()
+            if deployment is None:
+                raise self._failed(version, "its Deployment was deleted")
+            if _is_complete(deployment):
                 return
-            if why := self._hopeless(now):
-                raise self._failed(what, why)
+            if reason := self._fatal(deployment):
+                raise self._failed(version, reason)
             if time.monotonic() > deadline:
-                raise self._failed(what, f"it was not ready after {timeout:g} s")
-            if time.monotonic() - said > _SAY_AGAIN:
-                said = time.monotonic()
-                progress(f"{what}: {_how_far(now)}")
+                raise self._failed(version, f"it was not ready after {timeout:g} s")
+            if time.monotonic() - reported > _PROGRESS_INTERVAL:
+                reported = time.monotonic()
+                progress(f"{version}: {_describe(deployment)}")
             time.sleep(_POLL)
 
     def pods(self) -> Sequence[Object]:
-        """The pods of the newest template, those that end left out; none before the cluster has seen that template."""
-        now = self._cluster.get("apps/v1", "Deployment", self._name)
-        code = self._newest(now) if now and _is_observed(now) else ""
-        found = self._cluster.list("v1", "Pod", labelSelector=f"{self._selector()},{_HASH}={code}") if code else []
-        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        """Return the pods of the newest template that are not being deleted.
 
-    def _newest(self, deployment: Object) -> str:
-        """What marks the pods of the newest ReplicaSet; the package does not, since its limits may have changed."""
+        There are none until the cluster has observed that template.
+        """
+        deployment = self._read()
+        if deployment is None or not _is_observed(deployment):
+            return []
+        selector = _selector(deployment)
+        template_hash = self._newest(deployment, selector)
+        if not template_hash:
+            return []
+        pods = self._cluster.list("v1", "Pod", labelSelector=f"{selector},{_HASH}={template_hash}")
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def _read(self) -> Object | None:
+        return self._cluster.get("apps/v1", "Deployment", self._name)
+
+    def _newest(self, deployment: Object, selector: str) -> str:
+        """Return the label of the newest ReplicaSet's pods. The package does not tell: limits may have changed."""
         revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
-        for one in self._cluster.list("apps/v1", "ReplicaSet", labelSelector=self._selector()):
-            if one["metadata"].get("annotations", {}).get(_REVISION) == revision:
-                return str(one["metadata"]["labels"][_HASH])
+        for replica_set in self._cluster.list("apps/v1", "ReplicaSet", labelSelector=selector):
+            if replica_set["metadata"].get("annotations", {}).get(_REVISION) == revision:
+                return str(replica_set["metadata"]["labels"][_HASH])
         return ""
 
-    def _selector(self) -> str:
-        labels = self._deployment["spec"]["selector"]["matchLabels"]
-        return ",".join(f"{name}={value}" for name, value in labels.items())
-
-    def _hopeless(self, deployment: Object) -> str:
+    def _fatal(self, deployment: Object) -> str:
+        """Return why the rollout cannot succeed any more, or nothing."""
         if not _is_observed(deployment):
-            return ""  # What its conditions say is still about the version before.
+            return ""
         for condition in deployment.get("status", {}).get("conditions", []):
             if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
                 return f"the cluster makes no pod: {condition.get('message', '')}"
             if condition.get("reason") == "ProgressDeadlineExceeded":
                 return str(condition.get("message", "it made no progress"))
         for pod in self.pods():
-            if not _is_ready(pod) and (why := _pod_trouble(pod)):
-                return f"pod {pod['metadata']['name']}: {why}"
+            if not _is_ready(pod) and (reason := _fatal_state(pod)):
+                return f"pod {pod['metadata']['name']}: {reason}"
         return ""
 
-    def _failed(self, what: str, why: str) -> UnhealthyError:
-        said = [f"{what} did not come up: {why}"]
+    def _failed(self, version: str, reason: str) -> UnhealthyError:
+        lines = [f"{version} did not come up: {reason}"]
         for pod in self.pods()[:2]:
             name = pod["metadata"]["name"]
-            said += [f"  event  {line}" for line in self._events(name)]
-            said += [f"  | {self._mask(line)}" for line in last_lines(self._cluster, name, _LAST_LINES)]
-        return UnhealthyError("\n".join(said), where=f"Deployment {self._name}", next_step="see: inv logs --target aks")
+            lines += [f"  event  {line}" for line in self._events(name)]
+            lines += [f"  | {self._mask(line)}" for line in last_lines(self._cluster, name, _LOG_LINES)]
+        where = f"Deployment {self._name}"
+        return UnhealthyError("\n".join(lines), where=where, next_step="see: inv logs --target aks")
 
     def _events(self, pod: str) -> list[str]:
         events = self._cluster.list("v1", "Event", fieldSelector=f"involvedObject.name={pod}")
@@ -104,35 +126,66 @@ class Rollout:
 
 
 def last_lines(cluster: Cluster, pod: str, lines: int) -> Sequence[str]:
-    """What a pod said last, its process before included. What cannot be read hides no failure that is being told."""
-    found: list[str] = []
+    """Return a pod's last log lines, those before a restart included.
+
+    A log that cannot be read becomes a line that says so: it must not replace the failure that is being reported.
+    """
+    log: list[str] = []
     for previous in (True, False):
         try:
-            found += cluster.log(pod, lines, previous=previous)
+            log += cluster.log(pod, lines, previous=previous)
         except MlopsError as error:
-            found.append(f"(its log cannot be read: {error.what})")
-    return found[-lines:]
+            log.append(f"(its log cannot be read: {error.what})")
+    return log[-lines:]
+
+
+def pod_names(pods: Iterable[Object]) -> set[str]:
+    """Return the names of ``pods``."""
+    return {pod["metadata"]["name"] for pod in pods}
+
+
+def timeout_for(deployment: Object, aks: AksSettings) -> float:
+    """Return the seconds that a rollout may take: pods are replaced a quarter at a time (maxSurge 25 %)."""
+    replicas = int(deployment["spec"].get("replicas", 1))
+    return aks.startup_timeout * min(replicas, 4) + aks.drain_seconds
+
+
+def serving_versions(stable: Object | None) -> tuple[Version | None, Version | None]:
+    """Return the version that every pod of the stable track holds or held, and the one before it.
+
+    A rollout that was killed half-way has recorded its version in the annotations already. The version that serves, and
+    that is worth going back to, is still the one before.
+    """
+    current, previous = read_version(stable), read_version(stable, PREVIOUS)
+    if stable and previous and is_half_way(stable):
+        return previous, None
+    return current, previous
 
 
 def is_half_way(deployment: Object) -> bool:
-    """Whether pods of a version before are still there."""
+    """Return whether pods of a version before are still there."""
     status = deployment.get("status", {})
     return bool(status.get("replicas", 0) > status.get("updatedReplicas", 0))
 
 
 def shortfall(deployment: Object, least: int) -> str:
-    """``0 of 1 pods hold`` while older pods remain or fewer than ``least`` new ones are ready; else empty."""
+    """Return ``0 of 1 pods hold`` while older pods remain or fewer than ``least`` new ones are ready; else nothing."""
     status, wanted = deployment.get("status", {}), max(deployment["spec"].get("replicas", 1), least)
     old = status.get("replicas", 0) - status.get("updatedReplicas", 0)
-    # Those before are kept available until others replace them, so the rest of the available ones is new.
+    # Old pods stay available until new ones replace them, so the other available pods are new.
     ready = max(0, status.get("availableReplicas", 0) - old)
     is_short = is_half_way(deployment) or ready < least or not _is_observed(deployment)
     return f"{min(ready, wanted)} of {wanted} pods hold" if is_short else ""
 
 
+def _selector(deployment: Object) -> str:
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    return ",".join(f"{name}={value}" for name, value in labels.items())
+
+
 def _is_observed(deployment: Object) -> bool:
-    seen = deployment.get("status", {}).get("observedGeneration", 0)
-    return bool(seen >= deployment["metadata"]["generation"])
+    observed = deployment.get("status", {}).get("observedGeneration", 0)
+    return bool(observed >= deployment["metadata"]["generation"])
 
 
 def _is_complete(deployment: Object) -> bool:
@@ -143,7 +196,7 @@ def _is_complete(deployment: Object) -> bool:
     return bool(wanted > 0 and counts == [wanted] * 3)
 
 
-def _how_far(deployment: Object) -> str:
+def _describe(deployment: Object) -> str:
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
     new, ready, all_ = (status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas"))
     return f"{new} of {wanted} pods are new, {ready} of {all_} ready"
@@ -154,10 +207,11 @@ def _is_ready(pod: Object) -> bool:
     return any((one["type"], one["status"]) == ("Ready", "True") for one in conditions)
 
 
-def _pod_trouble(pod: Object) -> str:
+def _fatal_state(pod: Object) -> str:
+    """Return why a container of the pod will not get ready, or nothing."""
     for container in pod.get("status", {}).get("containerStatuses", []):
         waiting = container.get("state", {}).get("waiting", {})
-        if waiting.get("reason") in _HOPELESS:
+        if waiting.get("reason") in _FATAL_REASONS:
             return f"{waiting['reason']} {waiting.get('message', '')[:300]}".strip()
         ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated")
         if ended:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_service.common.plan import is_due, perform
+from ml_service.common.plan import due_steps, is_due, perform
 from ml_service.errors import UnavailableError
 from ml_service.ports import Action, Plan, Release, Step
 
@@ -46,3 +46,23 @@ def test_a_plan_that_no_longer_fits_is_refused() -> None:
     """Nobody has seen the steps that would be needed now."""
     with pytest.raises(UnavailableError, match="changed what serves since this one was planned"):
         is_due(Plan("toy", RELEASE, STEPS), [Step(Action.START, "toy 1")], lambda line: None)
+
+
+def test_steps_that_have_become_needless_are_not_due() -> None:
+    """The others are performed, with what was planned for them now."""
+    now = [Step(Action.SWITCH, "the traffic", "another difference", detail=object())]
+    assert due_steps(Plan("toy", RELEASE, STEPS), now, lambda line: None) is now
+
+
+def test_when_no_step_is_left_the_person_who_waits_is_told() -> None:
+    """Something has been done meanwhile, by another deployment or by the target itself."""
+    lines: list[str] = []
+    assert due_steps(Plan("toy", RELEASE, STEPS), [], lines.append) == []
+    assert lines == ["nothing is left to change: what was planned has been done meanwhile"]
+
+
+def test_a_step_that_was_not_planned_refuses_the_plan() -> None:
+    """Another action, or another subject."""
+    for step in (Step(Action.STOP, "toy 1"), Step(Action.START, "toy 2")):
+        with pytest.raises(UnavailableError, match="changed what serves since this one was planned"):
+            due_steps(Plan("toy", RELEASE, STEPS), [*STEPS, step], lambda line: None)

@@ -9,7 +9,8 @@ from scipy.stats import fisher_exact
 
 from ml_service.config import AksSettings
 from ml_service.errors import UsageError
-from ml_service.targets.aks.canary import Share, Traffic, _chance, parse, share, verdict
+from ml_service.targets.aks.canary import Share, share
+from ml_service.targets.aks.canary_metrics import Traffic, _p_value, parse, verdict
 
 EXPOSITION = """
 # HELP scoring_requests_total Requests answered, by route and status.
@@ -124,7 +125,7 @@ def test_chance_is_what_statisticians_say_it_is(counts: tuple[int, int, int, int
     """Fisher's exact test."""
     usual, first, seen, second = counts
     expected = fisher_exact([[seen, second - seen], [usual, first - usual]], alternative="greater").pvalue
-    assert _chance(*counts) == pytest.approx(expected)
+    assert _p_value(*counts) == pytest.approx(expected)
 
 
 def test_who_has_scored_nothing_is_undecided() -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from ml_service.config import AksSettings
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
-from ml_service.targets.aks import canary as aks_canary
-from ml_service.targets.aks import ingress
+from ml_service.targets.aks import canary, canary_metrics, ingress
 from ml_service.targets.aks.canary import Share
-from ml_service.targets.aks.ingress import Entrance, answer, weighed
+from ml_service.targets.aks.ingress import Exposure
+from ml_service.targets.aks.route import acceptance, with_weights
 from tests.support.aks_scenario import NAME, AksScenario, at_gateway, without_waiting
 from tests.support.releases import no_verification
 from tests.support.route_schemas import violations
@@ -29,7 +29,7 @@ AT_GATEWAY = at_gateway("infra/public")
 def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AksScenario:
     """A cluster in memory that nobody waits for, with no Gateway yet."""
     without_waiting(monkeypatch)
-    monkeypatch.setattr(ingress, "_ANSWER_PATIENCE", 0.1)
+    monkeypatch.setattr(ingress, "_ACCEPTANCE_TIMEOUT", 0.1)
     return AksScenario(tmp_path)
 
 
@@ -83,7 +83,7 @@ class TestSchemas:
 def rendered(scenario: AksScenario, gateway: str, percent: int) -> Any:
     """The route as it is applied."""
     settings = scenario.settings(**at_gateway(gateway))
-    return weighed(Entrance(scenario.api.cluster(), settings).objects()[-1], NAME, percent)
+    return with_weights(Exposure(scenario.api.cluster(), settings).manifests()[-1], NAME, percent)
 
 
 def entries(body: Any) -> Any:
@@ -161,7 +161,7 @@ class TestWhichKind:
 
 def kind(scenario: AksScenario, gateway: str = "infra/public") -> str:
     """Of the route that would be made."""
-    found = Entrance(scenario.api.cluster(), scenario.settings(**at_gateway(gateway))).route
+    found = Exposure(scenario.api.cluster(), scenario.settings(**at_gateway(gateway))).route
     assert found is not None
     return found.kind
 
@@ -310,27 +310,27 @@ class TestCanary:
     def test_pods_follow_the_share_and_fit(self, percent: int, stable: int, most: int, expected: int) -> None:
         """One at least, rounded up, and no more than AKS_MAX_REPLICAS has left."""
         aks = AksSettings(max_replicas=most)
-        assert aks_canary.weighted(percent, stable, aks) == Share(stable, expected, weight=percent)
+        assert canary.weighted(percent, stable, aks) == Share(stable, expected, weight=percent)
 
     @pytest.mark.parametrize("percent", [0, 100])
     def test_what_is_no_share_is_refused(self, percent: int) -> None:
         """A canary leaves both versions some traffic."""
         with pytest.raises(UsageError, match="from 1 to 99"):
-            aks_canary.weighted(percent, 1, AksSettings())
+            canary.weighted(percent, 1, AksSettings())
 
     @pytest.mark.parametrize("end", ["rollback", "promote"])
     def test_weights_come_after_the_pods_and_go_before_them(
         self, scenario: AksScenario, api: str, end: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """So no request is sent where nobody answers; the setting may be another by then."""
-        monkeypatch.setattr(aks_canary, "judge", lambda *_: None)
+        monkeypatch.setattr(canary_metrics, "judge", lambda *_: None)
         scenario.deploy(scenario.release("1"), **AT_GATEWAY)
         scenario.api.writes.clear()
         scenario.deploy(scenario.release("2"), canary=10, **AT_GATEWAY)
         changed = ("PATCH", f"{PLURALS[api]}/{NAME}")
-        canary = ("PATCH", f"deployments/{NAME}-canary")
-        order = [write for write in scenario.api.writes if write in (changed, canary)]
-        assert order[-4:] == [changed, canary, changed, canary]
+        pods = ("PATCH", f"deployments/{NAME}-canary")
+        order = [write for write in scenario.api.writes if write in (changed, pods)]
+        assert order == [pods, changed, pods]
         scenario.api.writes.clear()
         if end == "promote":
             scenario.target().promote(print)
@@ -361,7 +361,7 @@ class TestCanary:
     ) -> None:
         """Its Service is asked first."""
         scenario.deploy(scenario.release("1"), **AT_GATEWAY)
-        monkeypatch.setattr(ingress, "_LEADS_PATIENCE", 0.0)
+        monkeypatch.setattr(ingress, "_ENDPOINTS_TIMEOUT", 0.0)
         generation = route(scenario)["metadata"]["generation"]
         with pytest.raises(UnhealthyError, match=f"Service {NAME}-canary: does not lead"):
             scenario.deploy(scenario.release("2"), canary=10, **AT_GATEWAY)
@@ -371,7 +371,7 @@ class TestCanary:
         """By the next deployment: its weights go before its pods."""
         scenario.deploy(scenario.release("1"), **AT_GATEWAY)
         scenario.deploy(scenario.release("2"), canary=10, **AT_GATEWAY)
-        del scenario.object("deployments", f"{NAME}-canary")["metadata"]["annotations"][aks_canary.READY]
+        del scenario.object("deployments", f"{NAME}-canary")["metadata"]["annotations"][canary.READY]
         scenario.api.writes.clear()
         assert scenario.deploy(scenario.release("3"), **AT_GATEWAY).state == "serving"
         changes = [path for _, path in scenario.api.writes]
@@ -391,13 +391,13 @@ class TestAnswer:
 
     def test_only_what_is_about_this_generation_counts(self) -> None:
         """The answer to the route before says nothing."""
-        assert answer(answered("True", generation=1), 2, "infra/public")[0] is None
-        assert answer(answered("True", generation=2), 2, "infra/public") == (True, "")
+        assert acceptance(answered("True", generation=1), 2, "infra/public")[0] is None
+        assert acceptance(answered("True", generation=2), 2, "infra/public") == (True, "")
 
     def test_another_gateway_does_not_count(self) -> None:
         """Of another name or namespace."""
-        assert answer(answered("True"), 2, "infra/another")[0] is None
-        assert answer(answered("True"), 2, "another/public")[0] is None
+        assert acceptance(answered("True"), 2, "infra/another")[0] is None
+        assert acceptance(answered("True"), 2, "another/public")[0] is None
 
     def test_what_does_not_resolve_is_waited_for(self) -> None:
         """A controller may not have seen the Service yet; the reason is told when it never does."""
@@ -406,7 +406,7 @@ class TestAnswer:
         body["status"]["parents"][0]["conditions"].append(
             {"type": "ResolvedRefs", "observedGeneration": 2, **not_found}
         )
-        is_taken, why = answer(body, 2, "infra/public")
+        is_taken, why = acceptance(body, 2, "infra/public")
         assert (is_taken, "BackendNotFound: no such Service" in why) == (None, True)
 
 

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from ml_service.errors import ConfigurationError, UnavailableError, UnhealthyError, UsageError
-from ml_service.ports import Release
 from ml_service.targets.aks import canary, lease, permissions
-from ml_service.targets.aks.deployment import STABLE, Version, deployment, read_version
-from tests.support.aks_scenario import NAME, ROOT, AksScenario, at_gateway, without_waiting
+from tests.support.aks_scenario import NAME, ROOT, AksScenario, at_gateway, killed_in_its_rollout, without_waiting
 from tests.support.releases import no_verification
 
 pytest.importorskip("kubernetes")
@@ -61,16 +59,6 @@ def restarted(pod: Any) -> None:
     )
 
 
-def killed_in_its_rollout(scenario: AksScenario, version: str, **variables: str) -> Release:
-    """Deploy a version whose pods do not get ready, and be killed meanwhile: nobody goes back."""
-    release = scenario.release(version)
-    scenario.api.broken.add(f"toy:{version}")
-    settings, before = scenario.settings(**variables), read_version(scenario.object("deployments"))
-    body = deployment(settings, Version.of(release, settings), STABLE, before)
-    scenario.api.cluster().apply(body)
-    return release
-
-
 class TestHalfDone:
     """What a killed deployment or a hand left half done is told, planned and ended; never reported as done."""
 
@@ -79,7 +67,8 @@ class TestHalfDone:
         scenario.deploy(scenario.release("1"))
         second = killed_in_its_rollout(scenario, "2")
         assert scenario.state() == "rolling out: 0 of 1 pods hold toy version 2"
-        assert scenario.steps(second) == [("restore", "Deployment toy: 0 of 1 pods hold toy version 2")]
+        assert scenario.target().plan(second).steps[0].diff == "0 of 1 pods hold toy version 2"
+        assert scenario.steps(second) == [("restore", "Deployment toy: all pods are to hold toy version 2")]
         scenario.api.broken.clear()
         assert scenario.deploy(second).state == "serving"
         assert scenario.steps(second) == []
@@ -113,8 +102,10 @@ class TestHalfDone:
         scenario.deploy(release, AKS_MIN_REPLICAS="2")
         scenario.api.cluster().scale(NAME, 0)
         assert scenario.state().startswith("down")
-        expected = [("restore", "Deployment toy: 0 of 2 pods hold toy version 1")]
+        expected = [("restore", "Deployment toy: all pods are to hold toy version 1")]
         assert scenario.steps(release, AKS_MIN_REPLICAS="2") == expected
+        steps = scenario.target(AKS_MIN_REPLICAS="2").plan(release).steps
+        assert [step.diff for step in steps] == ["0 of 2 pods hold toy version 1"]
         scenario.deploy(release, AKS_MIN_REPLICAS="2")
         assert (scenario.state(), len(scenario.api.pods("stable"))) == ("serving", 2)
 
