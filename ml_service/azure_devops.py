@@ -13,7 +13,7 @@ _COMMAND = re.compile(r"##(?=\s*(?:vso)?\s*\[)", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def harmless(line: str) -> str:
+def sanitize_log_line(line: str) -> str:
     """``line`` as text that neither ends the line, nor steers a terminal, nor is read as a command by the agent."""
     return _COMMAND.sub("# #", _CONTROL.sub(" ", line))
 
@@ -56,7 +56,7 @@ class Agent:
 
     def begin_group(self, title: str) -> None:
         """The lines until ``end_group`` are folded."""
-        print(f"##[group]{harmless(title)}", file=self._stream, flush=True)
+        print(f"##[group]{sanitize_log_line(title)}", file=self._stream, flush=True)
 
     def end_group(self) -> None:
         """Ends what ``begin_group`` began."""

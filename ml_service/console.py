@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from ml_service.azure_devops import Agent, harmless
+from ml_service.azure_devops import Agent, sanitize_log_line
 from ml_service.errors import MlopsError
 
 _DIM, _RED, _YELLOW, _PLAIN = "\033[2m", "\033[31m", "\033[33m", "\033[0m"
 
 
 class Console:
-    """Prints lines. Everything that passes through is made harmless first: no text from outside can command the
+    """Prints lines. Everything that passes through is sanitized first: no text from outside can command the
     agent.
 
     ``outputs`` is a file to which each output is added as a JSON line: how ``inv ci`` learns what a stage found.
@@ -107,7 +107,7 @@ class Console:
 
     def _print(self, text: str, colour: str = "", stream: TextIO | None = None) -> None:
         for line in text.split("\n"):
-            safe = harmless(line)
+            safe = sanitize_log_line(line)
             print(
                 f"{colour}{safe}{_PLAIN}" if colour and self._colour else safe, file=stream or self._stream, flush=True
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from ml_service.azure_devops import harmless
+from ml_service.azure_devops import sanitize_log_line
 from ml_service.stages import FAILED, INTERRUPTED, NOT_RUN, PASSED, SKIPPED, Outcome
 
 _STYLES = {PASSED: "green", FAILED: "red", INTERRUPTED: "red", SKIPPED: "yellow", NOT_RUN: "dim"}
@@ -24,7 +24,10 @@ def stage_table(outcomes: Sequence[Outcome]) -> Table:
         seconds = f"{outcome.seconds:.1f}" if outcome.seconds else ""
         style = _STYLES[outcome.outcome]
         table.add_row(
-            outcome.stage, f"[{style}]{outcome.outcome}[/]", seconds, harmless(outcome.look_at).replace("[", r"\[")
+            outcome.stage,
+            f"[{style}]{outcome.outcome}[/]",
+            seconds,
+            sanitize_log_line(outcome.look_at).replace("[", r"\["),
         )
     return table
 

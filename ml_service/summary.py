@@ -9,7 +9,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_service.azure_devops import harmless
+from ml_service.azure_devops import sanitize_log_line
 from ml_service.ports import ModelVersion, Run
 
 _MARKUP = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]()#+!|<>~-"})
@@ -77,4 +77,4 @@ def _table(head: list[str], rows: Any) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """Text from outside as one line of text: no markup, no command."""
-    return harmless(text.replace("\n", " ")).translate(_MARKUP)
+    return sanitize_log_line(text.replace("\n", " ")).translate(_MARKUP)

@@ -19,7 +19,7 @@ from benchmarks.environments import peer_python
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KEY = "benchmark-0123456789abcdef"
-PATIENCE = 120.0
+START_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Running:
         self.seconds = time.perf_counter() - started
 
     def _first_answer(self, body: str, log: Path) -> bytes:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
@@ -132,7 +132,7 @@ class Running:
 
     def ask(self, body: str) -> bytes:
         """One request; OSError unless it is answered with 200."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_TIMEOUT)
         try:
             headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
             connection.request("POST", self.contender.path, body, headers)

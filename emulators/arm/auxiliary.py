@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emulators.arm.world import RG, World
 from emulators.wire.account import SUBSCRIPTION, TENANT, new_id
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 routes = Routes(r"management\.azure\.com", RG=RG)
 vault = Routes(r"[a-z0-9-]+\.vault\.azure\.net", open=True)
@@ -49,7 +49,7 @@ def credentials(world: World, request: Request, subscription: str, group: str, n
     registry = world.registries[f"{name}.azurecr.io"]
     if not registry["admin"]:
         message = "Cannot perform credential operations: the admin user is disabled."
-        raise Refusal(400, "UnAuthorizedForCredentialOperations", message)
+        raise HttpError(400, "UnAuthorizedForCredentialOperations", message)
     return Response(200, {"username": name, "passwords": [{"name": "password", "value": registry["password"]}]})
 
 
@@ -60,7 +60,7 @@ def secret(world: World, request: Request, name: str) -> Response:
         return refused
     versions = world.secrets.get((request.host, name))
     if not versions:
-        raise Refusal(404, "SecretNotFound", f"A secret with (name/id) {name} was not found in this key vault.")
+        raise HttpError(404, "SecretNotFound", f"A secret with (name/id) {name} was not found in this key vault.")
     return _secret(request, name, *versions[-1])
 
 

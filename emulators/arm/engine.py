@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emulators.wire.account import Json
-from emulators.wire.http import Refusal
+from emulators.wire.http import HttpError
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Engine:
         """Start the containers, all on one address.
 
         Raises:
-            Refusal: an image cannot be had.
+            HttpError: an image cannot be had.
         """
         images = [self._pull(container.image) for container in containers]
         made: dict[str, Any] = {}
@@ -128,7 +128,7 @@ class Engine:
             return self._docker().images.get(real)
         except docker.errors.APIError as error:
             why = f"The image '{image}' is not accessible: {error.explanation}"
-            raise Refusal(400, "InaccessibleImage", why) from None
+            raise HttpError(400, "InaccessibleImage", why) from None
 
     def _docker(self) -> Any:
         import docker
@@ -139,7 +139,7 @@ class Engine:
                     self._client = docker.from_env(timeout=120)
                 except docker.errors.DockerException as error:
                     why = f"the emulator finds no container engine: {error}"
-                    raise Refusal(500, "NoContainerEngine", why) from None
+                    raise HttpError(500, "NoContainerEngine", why) from None
             return self._client
 
     def remove_all(self) -> None:

@@ -14,7 +14,7 @@ from emulators.arm.engine import Container
 from emulators.arm.operations import accepted
 from emulators.arm.world import RG, Group, World
 from emulators.wire.account import TENANT, Json, now
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 routes = Routes(r"management\.azure\.com", RG=RG)
 _GROUPS = "{RG}/providers/Microsoft.ContainerInstance/containerGroups"
@@ -26,7 +26,7 @@ def put(world: World, request: Request, subscription: str, group: str, name: str
     body = request.json()
     _check(world, name, body)
     if name in world.groups:
-        raise Refusal(409, "ContainerGroupTransitioning", f"The container group '{name}' is only ever created here.")
+        raise HttpError(409, "ContainerGroupTransitioning", f"The container group '{name}' is only ever created here.")
     _name_it(request, name, body)
     made = world.groups[name] = Group(body)
     operation = world.begin(lambda: _start(world, name, made))
@@ -37,7 +37,7 @@ def _check(world: World, name: str, body: Json) -> None:
     properties, location = body["properties"], body["location"]
     resources = properties["containers"][0]["properties"]["resources"]["requests"]
     if not world.capacity:
-        raise Refusal(
+        raise HttpError(
             409,
             "ServiceUnavailable",
             (
@@ -47,7 +47,7 @@ def _check(world: World, name: str, body: Json) -> None:
             ),
         )
     if len(world.groups) >= world.group_quota:
-        raise Refusal(
+        raise HttpError(
             403,
             "ContainerGroupQuotaReached",
             (
@@ -58,7 +58,9 @@ def _check(world: World, name: str, body: Json) -> None:
     label = properties["ipAddress"].get("dnsNameLabel", "")
     used = {g.body["properties"]["ipAddress"].get("dnsNameLabel") for n, g in world.groups.items() if n != name}
     if label in world.taken_labels | used:
-        raise Refusal(400, "DnsNameLabelUnavailable", f"The DNS name label '{label}' is not available in '{location}'.")
+        raise HttpError(
+            400, "DnsNameLabelUnavailable", f"The DNS name label '{label}' is not available in '{location}'."
+        )
     for container in properties["containers"]:
         _check_access(world, container["properties"]["image"], properties.get("imageRegistryCredentials", []))
 
@@ -70,7 +72,7 @@ def _check_access(world: World, image: str, credentials: list[Json]) -> None:
         return
     given = next((one for one in credentials if one["server"] == server), {})
     if not given.get("identity") and given.get("password") != registry["password"]:
-        raise Refusal(
+        raise HttpError(
             400,
             "InaccessibleImage",
             (f"The image '{image}' is not accessible. Please check the image and registry credential."),
@@ -93,9 +95,9 @@ def _start(world: World, name: str, group: Group) -> None:
     ports = [port["port"] for port in properties["ipAddress"]["ports"]]
     try:
         pod = world.engine.run(containers, ports, restart=properties["restartPolicy"] == "Always")
-    except Refusal as refusal:
+    except HttpError as error:
         properties["provisioningState"] = "Failed"
-        group.events.append({"name": "Failed", "type": "Warning", "message": str(refusal), "count": 1})
+        group.events.append({"name": "Failed", "type": "Warning", "message": str(error), "count": 1})
         raise
     with world.lock:
         group.pod, group.state = pod, "Running"
@@ -171,7 +173,7 @@ def logs(world: World, request: Request, subscription: str, group: str, name: st
 def _found(world: World, name: str) -> Group:
     if name not in world.groups:
         resource = f"Microsoft.ContainerInstance/containerGroups/{name}"
-        raise Refusal(404, "ResourceNotFound", f"The Resource '{resource}' was not found.")
+        raise HttpError(404, "ResourceNotFound", f"The Resource '{resource}' was not found.")
     return world.groups[name]
 
 

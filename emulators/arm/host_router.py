@@ -14,7 +14,7 @@ _HOSTS = re.compile(r".*\.(azurecontainer\.io|azurewebsites\.net)")
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "proxy-connection", "host"}
 
 
-class Passage:
+class HostRouter:
     """Answers for every public host name; a connection of its own for each request, so that none is cut by a swap."""
 
     open = True

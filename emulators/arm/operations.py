@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emulators.arm.world import Operation, World
 from emulators.wire.account import SUBSCRIPTION, Json, error
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 routes = Routes(r"management\.azure\.com")
 _PATH = "/subscriptions/{subscription}/providers/Emulated/operations/{id}"
@@ -29,7 +29,7 @@ def status(world: World, request: Request, subscription: str, id: str) -> Respon
 def results(world: World, request: Request, subscription: str, id: str) -> Response:
     found = world.operations[id]
     if found.status == "Failed":
-        raise Refusal(409, found.code, found.message)
+        raise HttpError(409, found.code, found.message)
     if found.status == "Succeeded":
         return Response(200, {})
     again = f"https://{request.host}{request.target}"

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from emulators.arm import auxiliary, groups, operations, sites
-from emulators.arm.host_router import Passage
+from emulators.arm.host_router import HostRouter
 
-SERVICES = (operations.routes, groups.routes, sites.routes, auxiliary.routes, auxiliary.vault, Passage())
+SERVICES = (operations.routes, groups.routes, sites.routes, auxiliary.routes, auxiliary.vault, HostRouter())

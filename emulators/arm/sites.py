@@ -15,7 +15,7 @@ from emulators.arm.engine import Container, Pod
 from emulators.arm.operations import accepted
 from emulators.arm.world import RG, Site, World
 from emulators.wire.account import REGION, Json, new_id
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 routes = Routes(r"management\.azure\.com", RG=RG)
 _WEB = "{RG}/providers/Microsoft.Web"
@@ -27,7 +27,7 @@ _STOP_AFTER = 2.0
 @routes.on("GET", _WEB + "/serverfarms/{name}")
 def plan(world: World, request: Request, subscription: str, group: str, name: str) -> Response:
     if name not in world.plans:
-        raise Refusal(404, "ResourceNotFound", f"The Resource 'Microsoft.Web/serverFarms/{name}' was not found.")
+        raise HttpError(404, "ResourceNotFound", f"The Resource 'Microsoft.Web/serverFarms/{name}' was not found.")
     sku = {"tier": world.plans[name]}
     return Response(200, {"id": request.path, "name": name, "location": REGION, "sku": sku})
 
@@ -38,9 +38,9 @@ def put(world: World, request: Request, subscription: str, group: str, name: str
     kept = world.sites if not slot else _found(world, name).slots
     if slot and "slots" not in _tiers(world, name):
         message = "Cannot complete the operation because the site will exceed the number of slots allowed for the plan."
-        raise Refusal(409, "Conflict", message)
+        raise HttpError(409, "Conflict", message)
     if name in world.taken_labels:
-        raise Refusal(409, "Conflict", f"Website with given name {name} already exists.")
+        raise HttpError(409, "Conflict", f"Website with given name {name} already exists.")
     site = kept.setdefault(slot or name, Site(f"{name}-{slot}" if slot else name, {}))
     site.body = {key: body[key] for key in ("location", "tags", "identity") if key in body} | {"id": request.path}
     site.body["properties"] = {k: v for k, v in body["properties"].items() if k != "siteConfig"}
@@ -112,7 +112,7 @@ def _found(world: World, name: str, slot: str = "") -> Site:
     site = world.sites.get(name)
     found = site.slots.get(slot) if site and slot else site
     if found is None:
-        raise Refusal(404, "ResourceNotFound", f"The Resource 'Microsoft.Web/sites/{name}/{slot}' was not found.")
+        raise HttpError(404, "ResourceNotFound", f"The Resource 'Microsoft.Web/sites/{name}/{slot}' was not found.")
     return found
 
 
@@ -141,9 +141,9 @@ def _restart(world: World, site: Site) -> None:
         old = site.pod
         try:
             site.pod = _started(world, site, site.app_settings)
-        except Refusal as refusal:
+        except HttpError as error:
             site.pod = None
-            site.log.append(f"ERROR - {refusal.code}: {refusal}")
+            site.log.append(f"ERROR - {error.code}: {error}")
         if old:
             _retire(world, site, old)
 
@@ -156,7 +156,7 @@ def _started(world: World, site: Site, settings: dict[str, str]) -> Pod:
     if not _answers(pod):
         site.log += pod.log("site", 100).splitlines()
         pod.remove()
-        raise Refusal(409, "ContainerTimeout", f"Container for site {site.name} did not start; it has exited.")
+        raise HttpError(409, "ContainerTimeout", f"Container for site {site.name} did not start; it has exited.")
     return pod
 
 
@@ -165,7 +165,7 @@ def _check_access(world: World, site: Site, image: str, settings: dict[str, str]
     if registry is None or site.config.get("acrUseManagedIdentityCreds"):
         return
     if settings.get("DOCKER_REGISTRY_SERVER_PASSWORD") != registry["password"]:
-        raise Refusal(409, "ImagePullUnauthorizedFailure", f"DockerApiException: pulling {image}: unauthorized")
+        raise HttpError(409, "ImagePullUnauthorizedFailure", f"DockerApiException: pulling {image}: unauthorized")
 
 
 def _answers(pod: Pod) -> bool:

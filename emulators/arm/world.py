@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emulators.arm.engine import Engine, Pod
 from emulators.wire.account import Account, Json, new_id
-from emulators.wire.http import Refusal
+from emulators.wire.http import HttpError
 
 RG = r"/subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)"
 
@@ -69,7 +69,7 @@ class World(Account):
         self._threads: list[threading.Thread] = []
 
     def begin(self, work: Callable[[], None]) -> Operation:
-        """Do ``work`` beside the call; a Refusal in it is how the operation ends."""
+        """Do ``work`` beside the call; a HttpError in it is how the operation ends."""
         operation = Operation(new_id())
         self.operations[operation.id] = operation
         thread = threading.Thread(target=_carry_out, args=(operation, work), daemon=True)
@@ -117,6 +117,6 @@ def _carry_out(operation: Operation, work: Callable[[], None]) -> None:
     try:
         work()
         operation.status = "Succeeded"
-    except Refusal as refusal:
-        operation.code, operation.message = refusal.code, str(refusal)
+    except HttpError as error:
+        operation.code, operation.message = error.code, str(error)
         operation.status = "Failed"

@@ -7,7 +7,7 @@ import json
 from emulators.azureml.storage import ACCOUNT_KEY
 from emulators.azureml.world import WORKSPACE, Workspace, World
 from emulators.wire.account import GROUP, SUBSCRIPTION, Json, new_id, now
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 DATASTORE = "workspaceblobstore"
 CONTAINER = "azureml-blobstore"
@@ -28,7 +28,7 @@ def all_datastores(world: World, request: Request, workspace: str, **_: str) -> 
 @routes.on("GET", "/datastore/v1.0{WS}/datastores/{name}")
 def datastore(world: World, request: Request, workspace: str, name: str, **_: str) -> Response:
     if name not in (DATASTORE, "workspaceartifactstore"):
-        raise Refusal(404, "UserError", f"Could not find datastore with name '{name}'.")
+        raise HttpError(404, "UserError", f"Could not find datastore with name '{name}'.")
     return Response(200, _datastore(world.workspace(workspace)))
 
 
@@ -63,7 +63,7 @@ def register(world: World, request: Request, workspace: str, **_: str) -> Respon
     name = sent["name"]
     versions = found.datasets.setdefault(name, {"id": new_id(), "versions": []})["versions"]
     if versions and request.query.get("updateDefinitionIfExists", "").lower() != "true":
-        raise Refusal(409, "UserError", f"There is already a dataset registered under name '{name}'.")
+        raise HttpError(409, "UserError", f"There is already a dataset registered under name '{name}'.")
     definition = sent["latest"]
     saved = new_id()
     found.saved_datasets[saved] = definition
@@ -96,21 +96,21 @@ def by_name(world: World, request: Request, workspace: str, name: str, **_: str)
     for version in reversed(versions):
         if wanted in ("", version["latest"]["versionId"]):
             return Response(200, version)
-    raise Refusal(404, "UserError", f"Cannot find dataset registered with name '{name}', version '{wanted}'.")
+    raise HttpError(404, "UserError", f"Cannot find dataset registered with name '{name}', version '{wanted}'.")
 
 
 @routes.on("GET", "/dataset/v1.0{WS}/saveddatasets/{saved}")
 def by_saved_id(world: World, request: Request, workspace: str, saved: str, **_: str) -> Response:
     definition = world.workspace(workspace).saved_datasets.get(saved)
     if definition is None:
-        raise Refusal(404, "UserError", f"Cannot find dataset with id '{saved}'.")
+        raise HttpError(404, "UserError", f"Cannot find dataset with id '{saved}'.")
     return Response(200, {"id": saved, "datasetType": "file", "dataflowJson": definition["dataflow"]})
 
 
 @routes.on("GET", "/data/v1.0{WS}/dataversion/{name}/versions/None")
 def data_asset(world: World, request: Request, name: str, **_: str) -> Response:
     """The SDK asks for an asset of its successor when there is no dataset of the name."""
-    raise Refusal(404, "UserError", f"There is no data asset {name}.")
+    raise HttpError(404, "UserError", f"There is no data asset {name}.")
 
 
 @routes.on("GET", r"/data/v1.0{WS}/dataversion/unregistered-{saved}/versions/1")

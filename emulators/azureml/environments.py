@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emulators.azureml.world import WORKSPACE, World
 from emulators.wire.account import Json
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 
@@ -14,7 +14,7 @@ def _find(world: World, workspace: str, name: str, version: str | None) -> Json:
     for found in reversed(versions):
         if version in (None, "", found["version"]):
             return found
-    raise Refusal(404, "EnvironmentNotFound", f"No environment exists for name: {name}, version: {version}")
+    raise HttpError(404, "EnvironmentNotFound", f"No environment exists for name: {name}, version: {version}")
 
 
 @routes.on("GET", "/environment/v1.0{WS}/environments/{name}(/versions/{version})?")

@@ -9,7 +9,7 @@ from emulators.azureml import steps, storage
 from emulators.azureml.world import WORKSPACE, Workspace, World
 from emulators.wire import identity
 from emulators.wire.account import Json, now
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 _BASE = "/history/v1.0{WS}"
@@ -24,7 +24,7 @@ def _public(run: Json) -> Json:
 def experiment(world: World, request: Request, workspace: str, name: str, **_: str) -> Response:
     found = world.workspace(workspace)
     if name not in found.experiments:
-        raise Refusal(404, "UserError", f"Experiment {name} was not found.")
+        raise HttpError(404, "UserError", f"Experiment {name} was not found.")
     return Response(200, found.experiments[name])
 
 
@@ -38,7 +38,7 @@ def experiment_by_id(world: World, request: Request, workspace: str, identifier:
     for found in world.workspace(workspace).experiments.values():
         if found["experimentId"] == identifier:
             return Response(200, found)
-    raise Refusal(404, "UserError", f"Experiment {identifier} was not found.")
+    raise HttpError(404, "UserError", f"Experiment {identifier} was not found.")
 
 
 @routes.on("GET", _RUN)
@@ -92,7 +92,7 @@ def _filter(text: str) -> Callable[[Json], bool]:
 def _comparison(text: str) -> Callable[[Json], bool]:
     match = re.fullmatch(r'(?:(tags|properties)/)?([\w.]+)\s+(eq|ne)\s+(?:"(.*)"|(.*))', text, re.IGNORECASE)
     if not match:
-        raise Refusal(501, "NotEmulated", f"the emulator does not know the filter {text!r}")
+        raise HttpError(501, "NotEmulated", f"the emulator does not know the filter {text!r}")
     group, key, operator, quoted, bare = match.groups()
     value = quoted if quoted is not None else None if bare == "null" else bare
 

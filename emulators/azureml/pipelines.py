@@ -5,7 +5,7 @@ from __future__ import annotations
 from emulators.azureml import steps
 from emulators.azureml.world import DATA_PLANE, WORKSPACE, Workspace, World
 from emulators.wire.account import Json, new_id, now
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 _BASE = "/pipelines/v1.0{WS}"
@@ -36,7 +36,7 @@ def module_by_hash(world: World, request: Request, workspace: str, identifier: s
     for module in world.workspace(workspace).modules.values():
         if module["IdentifierHash"] == identifier:
             return Response(200, _module(module))
-    raise Refusal(404, "NotFound", "no module has this hash")
+    raise HttpError(404, "NotFound", "no module has this hash")
 
 
 @routes.on("POST", _BASE + "/Modules")
@@ -105,7 +105,7 @@ def submit(world: World, request: Request, workspace: str, identifier: str, **_:
     found = world.workspace(workspace)
     published = _pipeline(found, identifier)
     if published["EntityStatus"] not in ("0", "Active"):
-        raise Refusal(400, "BadRequest", f"Pipeline {identifier} is disabled.")
+        raise HttpError(400, "BadRequest", f"Pipeline {identifier} is disabled.")
     run = steps.submit(world, found, published, request.json())
     return Response(200, _entity(run))
 
@@ -148,5 +148,5 @@ def _entity(run: Json) -> Json:
 
 def _pipeline(found: Workspace, identifier: str) -> Json:
     if identifier not in found.pipelines:
-        raise Refusal(404, "NotFound", f"Pipeline {identifier} was not found in workspace {found.name}.")
+        raise HttpError(404, "NotFound", f"Pipeline {identifier} was not found in workspace {found.name}.")
     return found.pipelines[identifier]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from emulators.azureml import storage
 from emulators.azureml.world import WORKSPACE, Workspace, World
 from emulators.wire.account import Json, new_id, now
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 CONTAINER = "azureml"
 
@@ -99,7 +99,7 @@ def _matches(query: str, values: Json) -> bool:
 
 def _model(found: Workspace, identifier: str) -> Json:
     if identifier not in found.models:
-        raise Refusal(404, "ModelNotFound", f"Model with id {identifier} was not found.")
+        raise HttpError(404, "ModelNotFound", f"Model with id {identifier} was not found.")
     return found.models[identifier]
 
 

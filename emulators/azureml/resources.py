@@ -5,7 +5,7 @@ from __future__ import annotations
 from emulators.azureml.storage import ACCOUNT_KEY
 from emulators.azureml.world import DATA_PLANE, WORKSPACE, Workspace, World
 from emulators.wire.account import GROUP, REGION, SUBSCRIPTION, TENANT, Json, error, now
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 routes = Routes(r"management\.azure\.com", WS=WORKSPACE)
 data_plane = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
@@ -56,9 +56,9 @@ def _subscription() -> Json:
 @routes.on("GET", "{WS}")
 def workspace(world: World, request: Request, subscription: str, group: str, workspace: str) -> Response:
     if subscription != SUBSCRIPTION:
-        raise Refusal(404, "SubscriptionNotFound", f"The subscription '{subscription}' could not be found.")
+        raise HttpError(404, "SubscriptionNotFound", f"The subscription '{subscription}' could not be found.")
     if group != GROUP:
-        raise Refusal(404, "ResourceGroupNotFound", f"Resource group '{group}' could not be found.")
+        raise HttpError(404, "ResourceGroupNotFound", f"Resource group '{group}' could not be found.")
     return Response(200, _resource(world.workspace(workspace)))
 
 
@@ -107,7 +107,7 @@ def list_computes(world: World, request: Request, subscription: str, group: str,
 def get_compute(world: World, request: Request, subscription: str, group: str, workspace: str, name: str) -> Response:
     found = world.workspace(workspace).computes.get(name)
     if found is None:
-        raise Refusal(404, "ComputeNotFound", f"Compute resource with name '{name}' was not found.")
+        raise HttpError(404, "ComputeNotFound", f"Compute resource with name '{name}' was not found.")
     if world.compute_looks:
         world.compute_looks -= 1
         found = {**found, "properties": {**found["properties"], "provisioningState": "Creating"}}
@@ -124,7 +124,7 @@ def put_compute(world: World, request: Request, subscription: str, group: str, w
             f"The specified subscription has a total quota of {world.compute_quota} nodes in {REGION}, "
             f"{scale['maxNodeCount']} were requested. Request more quota or a smaller cluster."
         )
-        raise Refusal(400, "ClusterMinNodesExceedCoreQuota", message)
+        raise HttpError(400, "ClusterMinNodesExceedCoreQuota", message)
     failed = world.compute_provisioning_error
     compute = _compute(found, name, wanted, failed)
     found.computes[name] = compute

@@ -18,7 +18,7 @@ from emulators.azureml.processes import Cold, Process
 from emulators.azureml.world import DATA_PLANE, Workspace, World
 from emulators.wire import identity
 from emulators.wire.account import GROUP, SUBSCRIPTION, Json, new_id, now
-from emulators.wire.http import Refusal
+from emulators.wire.http import HttpError
 
 LOG_CONTAINER = "azureml"
 LOG_NAME = "user_logs/std_log.txt"
@@ -27,7 +27,7 @@ _ENDED = ("Completed", "Failed", "Canceled")
 
 def find_run(found: Workspace, run: str) -> Json:
     if run not in found.runs:
-        raise Refusal(404, "UserError", f"Run {run} was not found in workspace {found.name}.")
+        raise HttpError(404, "UserError", f"Run {run} was not found in workspace {found.name}.")
     return found.runs[run]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emulators.azureml.processes import Cold, Starter
 from emulators.wire.account import GROUP, REGION, SUBSCRIPTION, Account, Json, new_id
-from emulators.wire.http import Refusal
+from emulators.wire.http import HttpError
 
 DATA_PLANE = f"{REGION}.api.azureml.ms"
 
@@ -83,7 +83,7 @@ class World(Account):
         if found is None:
             resource = f"Microsoft.MachineLearningServices/workspaces/{name}"
             message = f"The Resource '{resource}' under resource group '{GROUP}' was not found."
-            raise Refusal(404, "ResourceNotFound", message)
+            raise HttpError(404, "ResourceNotFound", message)
         return found
 
     def stop_steps(self) -> None:
@@ -99,5 +99,5 @@ class World(Account):
         base = (self.folder / "blobs" / account / container).resolve()
         path = (base / name).resolve()
         if not path.is_relative_to(base):
-            raise Refusal(400, "InvalidUri", "The requested URI does not represent any resource on the server.")
+            raise HttpError(400, "InvalidUri", "The requested URI does not represent any resource on the server.")
         return path

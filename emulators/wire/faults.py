@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from emulators.wire.http import Refusal, Request, Response
+from emulators.wire.http import HttpError, Request, Response
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Fault:
     def response(self) -> Response | None:
         if not self.status:
             return None
-        refused = Refusal(self.status, self.code, self.message).response
+        refused = HttpError(self.status, self.code, self.message).response
         return Response(self.status, refused.body, self.headers)
 
 

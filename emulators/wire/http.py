@@ -54,8 +54,8 @@ class Response:
         return json.dumps(self.body).encode(), "application/json"
 
 
-class Refusal(Exception):
-    """An answer that is an error, raised from wherever it is found out."""
+class HttpError(Exception):
+    """An error response. A handler, or what it calls, raises it, and ``Services`` sends ``response``."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)

@@ -10,7 +10,7 @@ import time
 from urllib.parse import parse_qs
 
 from emulators.wire.account import TENANT, Account
-from emulators.wire.http import Refusal, Request, Response, Routes
+from emulators.wire.http import HttpError, Request, Response, Routes
 
 SECRET = "emulated-secret"
 MANAGED_IDENTITY = "http://169.254.169.254/msi/token"
@@ -97,11 +97,11 @@ def check_token(world: Account, request: Request) -> None:
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
     signed, _, signature = bearer.rpartition(".")
     if not hmac.compare_digest(signature, _base64(hmac.digest(_KEY, signed.encode(), hashlib.sha256))):
-        raise Refusal(401, "AuthenticationFailed", "Authentication failed: no valid bearer token.")
+        raise HttpError(401, "AuthenticationFailed", "Authentication failed: no valid bearer token.")
     body = signed.partition(".")[2]
     claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     if claims["exp"] <= time.time() or claims["iat"] < world.revoked_before:
-        raise Refusal(401, "ExpiredAuthenticationToken", "The access token has expired.")
+        raise HttpError(401, "ExpiredAuthenticationToken", "The access token has expired.")
 
 
 def _encode(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from emulators.wire import identity
 from emulators.wire.account import Account, error
 from emulators.wire.faults import Fault, Faults
-from emulators.wire.http import Refusal, Request, Response, Service
+from emulators.wire.http import HttpError, Request, Response, Service
 
 _TELEMETRY = re.compile(r".*(applicationinsights|visualstudio|in\.ai\.monitor|events\.data\.microsoft).*")
 
@@ -58,8 +58,8 @@ class Services:
             return Response(200, {"itemsReceived": 1, "itemsAccepted": 1, "errors": []})
         try:
             return self._control(request) or self._answer_known(request)
-        except Refusal as refusal:
-            return refusal.response
+        except HttpError as http_error:
+            return http_error.response
         except Exception:  # a bug here must show as one, not as a hanging client
             traceback.print_exc()
             return Response(500, error("EmulatorBug", traceback.format_exc(limit=-3)))

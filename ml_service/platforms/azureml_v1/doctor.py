@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from ml_service.azure_devops import harmless
+from ml_service.azure_devops import sanitize_log_line
 from ml_service.config import Settings
 from ml_service.errors import INSTALL, MlopsError, UnavailableError
 from ml_service.platforms.azureml_v1.pipeline import refuse_failed
@@ -56,7 +56,7 @@ def diagnose(settings: Settings) -> Sequence[Finding]:
 
 def _check(subject: str, look: Callable[[], str]) -> Finding:
     try:
-        return Finding(subject, True, harmless(look()))
+        return Finding(subject, True, sanitize_log_line(look()))
     except MlopsError as error:
         return Finding(subject, False, f"{error.where}: {error.what}" if error.where else error.what, error.next_step)
 
@@ -71,7 +71,9 @@ def _names(settings: Settings) -> list[Finding]:
     for setting, (attribute, pattern, rule) in _NAMES.items():
         value = attrgetter(attribute)(settings)
         if value and not re.fullmatch(pattern, value):
-            findings.append(Finding(setting, False, f"{harmless(value)!r} is no name that Azure takes", f"use {rule}"))
+            findings.append(
+                Finding(setting, False, f"{sanitize_log_line(value)!r} is no name that Azure takes", f"use {rule}")
+            )
     if settings.azure.compute_min_nodes > settings.azure.compute_max_nodes:
         findings.append(Finding("AML_CLUSTER_MIN_NODES", False, "is more than AML_CLUSTER_MAX_NODES", "set it to 0"))
     return findings

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ml_service.azure_devops import harmless
+from ml_service.azure_devops import sanitize_log_line
 from ml_service.config import Settings
 from ml_service.errors import MlopsError, UnavailableError, UsageError
 from ml_service.platforms.azureml_v1.doctor import diagnose
@@ -167,7 +167,7 @@ class AzureMlPlatform:
         entry = attempt(get, f"pipeline {pipeline_id} of {self._where}") if _is_plain(pipeline_id) else None
         if not entry:
             raise UsageError(
-                f"no pipeline {harmless(pipeline_id)!r} is published here",
+                f"no pipeline {sanitize_log_line(pipeline_id)!r} is published here",
                 where=self._where,
                 next_step="run: inv publish",
             )

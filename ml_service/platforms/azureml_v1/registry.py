@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ml_service.azure_devops import harmless
+from ml_service.azure_devops import sanitize_log_line
 from ml_service.errors import IntegrityError, UnavailableError, UsageError
 from ml_service.package import compare_files, hash_files
 from ml_service.platforms.azureml_v1.sdk import attempt, is_missing, translated
@@ -38,7 +38,7 @@ CONTENT = "version"
 """The folder whose files a version is made of; the registry keeps its name."""
 
 _FILE, _METRIC = "file:", "metric:"
-_PATIENCE = (10, 60)
+_TIMEOUTS = (10, 60)
 """Seconds to connect to the storage, and between two pieces of a file."""
 _CHUNK = 1 << 20
 
@@ -185,7 +185,7 @@ class Registry:
         for name in version.files:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise IntegrityError(
-                    f"it names a file outside of itself: {harmless(name)}",
+                    f"it names a file outside of itself: {sanitize_log_line(name)}",
                     where=where,
                     next_step=f"withdraw {version.reference}: nothing of ours registered that",
                 )
@@ -221,7 +221,7 @@ def _fetch(address: str, path: Path) -> None:
     import requests
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with requests.get(address, stream=True, timeout=_PATIENCE) as answer:
+    with requests.get(address, stream=True, timeout=_TIMEOUTS) as answer:
         answer.raise_for_status()
         with path.open("wb") as file:
             for chunk in answer.iter_content(_CHUNK):
@@ -256,10 +256,10 @@ def _version(model: Any) -> ModelVersion:
         name=model.name,
         version=str(model.version),
         created=created.astimezone(UTC).isoformat(timespec="milliseconds"),
-        tags={name: harmless(model.tags.get(name, "")) for name in TAGS},
+        tags={name: sanitize_log_line(model.tags.get(name, "")) for name in TAGS},
         metrics={name: float(value) for name, value in _stripped(model.properties, _METRIC).items()},
         files=_stripped(model.properties, _FILE),
-        withdrawn=harmless(model.tags.get(WITHDRAWN, "")),
+        withdrawn=sanitize_log_line(model.tags.get(WITHDRAWN, "")),
     )
 
 

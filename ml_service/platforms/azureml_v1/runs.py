@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from ml_service.azure_devops import harmless
+from ml_service.azure_devops import sanitize_log_line
 from ml_service.errors import MlopsError
 from ml_service.platforms.azureml_v1.sdk import attempt
 from ml_service.platforms.azureml_v1.step import ERROR, EXIT_CODE, REGISTERED, VERDICT
@@ -32,7 +32,7 @@ def read_run(run: Any, where: str) -> Run:
     verdict = {name.removeprefix(VERDICT): _value(text) for name, text in tags.items() if name.startswith(VERDICT)}
     error, code = "", 0
     if status is RunStatus.FAILED:
-        error = harmless_lines(tags.get(ERROR, "")) or _said(record)
+        error = sanitize_log_lines(tags.get(ERROR, "")) or _said(record)
         code = int(tags.get(EXIT_CODE, "1"))
     if status is RunStatus.CANCELED and verdict.get("accept", True):
         # The gate cancels a run that it rejected; any other cancellation was somebody's request.
@@ -45,14 +45,14 @@ def read_run(run: Any, where: str) -> Run:
         url=str(run.get_portal_url()),
         error=error,
         exit_code=code,
-        registered=harmless(tags.get(REGISTERED, "")),
+        registered=sanitize_log_line(tags.get(REGISTERED, "")),
         verdict=verdict,
     )
 
 
-def harmless_lines(text: str) -> str:
+def sanitize_log_lines(text: str) -> str:
     """Several lines, each safe to print."""
-    return "\n".join(harmless(line) for line in text.splitlines())
+    return "\n".join(sanitize_log_line(line) for line in text.splitlines())
 
 
 def _value(text: str) -> Any:
@@ -60,12 +60,12 @@ def _value(text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         value = text
-    return harmless(value) if isinstance(value, str) else value
+    return sanitize_log_line(value) if isinstance(value, str) else value
 
 
 def _said(record: Any) -> str:
     inner = getattr(record.error, "error", None)
-    return harmless(str(getattr(inner, "message", "") or "failed without saying why"))[:600]
+    return sanitize_log_line(str(getattr(inner, "message", "") or "failed without saying why"))[:600]
 
 
 class Watch:
@@ -98,7 +98,7 @@ class Watch:
                 continue
             self._seen[step.run_id] = step.status
             reused = " (reused)" if "azureml.reusedrunid" in (step.properties or {}) else ""
-            self._progress(harmless(f"step {step.name}: {step.status}{reused}"))
+            self._progress(sanitize_log_line(f"step {step.name}: {step.status}{reused}"))
 
     def _steps(self) -> list[Any]:
         """The steps' records in the order of their start; those whose end was seen already are left out.
@@ -119,7 +119,7 @@ class Watch:
             return
         lines = text.split("\n")[:-1]
         for line in islice(lines, self._shown.get(step.run_id, 0), None):
-            self._progress(harmless(line))
+            self._progress(sanitize_log_line(line))
         self._shown[step.run_id] = max(len(lines), self._shown.get(step.run_id, 0))
 
     def _log(self, step_id: str) -> str:

@@ -16,12 +16,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, TypeVar
 
-from ml_service.azure_devops import harmless
+from ml_service.azure_devops import sanitize_log_line
 from ml_service.config import AzureSettings, Settings
 from ml_service.errors import INSTALL, ConfigurationError, MlopsError, UnavailableError
 
 # Read by the SDK when it is imported. Its own default waits 32 s after one 429.
-_PATIENCE = {"AZUREML_DEFAULT_BACKOFF": "4", "AZUREML_DEFAULT_RETRIES": "3", "AZUREML_DEFAULT_503_BACKOFF": "2"}
+_RETRY_SETTINGS = {"AZUREML_DEFAULT_BACKOFF": "4", "AZUREML_DEFAULT_RETRIES": "3", "AZUREML_DEFAULT_503_BACKOFF": "2"}
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 _STATUS = re.compile(r"(?:\bCode:\s*|status[_ ]code\W+|\(|\btoo many )(\d{3})\b", re.IGNORECASE)
 _UNREACHABLE = (
@@ -105,10 +105,10 @@ def import_sdk() -> Any:
     Raises:
         ConfigurationError: it is not installed.
     """
-    for name, value in _PATIENCE.items():
+    for name, value in _RETRY_SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in ("azureml", "msrest", "msal", "azure"):
-        # Warnings of the SDK hold text from Azure; what matters reaches people as an error that is made harmless.
+        # Warnings of the SDK hold text from Azure; what matters is raised as an error, with its text sanitized.
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).propagate = False
     try:
@@ -314,4 +314,4 @@ def first_line(error: BaseException) -> str:
     text = _SIGNATURE.sub("?…", text)
     found = re.search(r"Message:\s*(.+)", text) or re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', text)
     line = found.group(1) if found else (text.strip().splitlines() or [""])[0]
-    return harmless(f"{line[:400] or type(error).__name__}")
+    return sanitize_log_line(f"{line[:400] or type(error).__name__}")

@@ -22,7 +22,7 @@ from ml_service.config import Settings
 from ml_service.errors import DataError, UnavailableError, UsageError
 from ml_service.package import sha256_of
 from ml_service.platforms.local.pipelines import FrozenPipeline, PipelineDirectory
-from ml_service.platforms.local.run import LOG, Order, read_order, read_run, write_order, write_run
+from ml_service.platforms.local.run import LOG, RunSpec, read_run, read_run_spec, write_run, write_run_spec
 from ml_service.ports import (
     Build,
     Finding,
@@ -84,7 +84,7 @@ class LocalPlatform:
         directory.mkdir(parents=True)
         try:
             _snapshot(data, directory / "data.csv")
-            write_order(directory, self._order(frozen, run, sha256_of(directory / "data.csv")))
+            write_run_spec(directory, self._run_spec(frozen, run, sha256_of(directory / "data.csv")))
             write_run(directory, run)
             self._start(directory)
         except BaseException:
@@ -102,9 +102,9 @@ class LocalPlatform:
                 next_step="publish again under another build id: BUILD_BUILDID=… inv publish",
             )
 
-    def _order(self, frozen: FrozenPipeline, run: Run, data_sha256: str) -> Order:
+    def _run_spec(self, frozen: FrozenPipeline, run: Run, data_sha256: str) -> RunSpec:
         published = frozen.published
-        return Order(
+        return RunSpec(
             run_id=run.id,
             project=published.project,
             model_name=published.model_name,
@@ -161,7 +161,7 @@ class LocalPlatform:
 
     def runs(self, project: str, build_id: str) -> Sequence[Run]:
         directories = sorted(self._runs.glob(f"{build_id}-*/run.json"), key=lambda path: path.stat().st_mtime)
-        found = [self._read(path.parent) for path in directories if read_order(path.parent).project == project]
+        found = [self._read(path.parent) for path in directories if read_run_spec(path.parent).project == project]
         return [run for run in found if run.build.id == build_id]
 
     def plots(self, run: Run) -> Mapping[str, str]:

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from ml_service.platforms.local.mlflow_store import MlflowStore
 
 RUN_JSON = "run.json"
+RUN_SPEC = "order.json"
+"""The name on disk is older than the word "run spec": runs that an earlier version submitted stay readable."""
+
 LOG = "log"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What ``order.json`` in a run's directory says: all that the process needs to know. Paths are absolute."""
+class RunSpec:
+    """All that a run's process needs to know, as ``submit`` wrote it into the run's directory. Paths are absolute."""
 
     run_id: str
     project: str
@@ -46,14 +49,14 @@ class Order:
     tags: Mapping[str, str]
 
 
-def read_order(directory: Path) -> Order:
-    """The order that ``submit`` wrote."""
-    return Order(**json.loads((directory / "order.json").read_bytes()))
+def read_run_spec(directory: Path) -> RunSpec:
+    """Return the spec that ``submit`` wrote."""
+    return RunSpec(**json.loads((directory / RUN_SPEC).read_bytes()))
 
 
-def write_order(directory: Path, order: Order) -> None:
-    """Write what the process of this run will read."""
-    write_json(directory / "order.json", asdict(order))
+def write_run_spec(directory: Path, spec: RunSpec) -> None:
+    """Write the spec that the process of this run will read."""
+    write_json(directory / RUN_SPEC, asdict(spec))
 
 
 def write_run(directory: Path, run: Run) -> None:
@@ -67,14 +70,14 @@ def say(line: str) -> None:
 
 
 class TrainingRun:
-    """One run: train, gate, register. ``directory`` holds ``order.json``, ``run.json`` and ``data.csv``."""
+    """One run: train, gate, register. ``directory`` holds the run spec, ``run.json`` and ``data.csv``."""
 
     def __init__(self, directory: Path, run: Run) -> None:
         self._directory = directory
         self._run = run
-        self._order = read_order(directory)
-        self._sources = Path(self._order.sources)
-        self._tags = dict(self._order.tags)
+        self._spec = read_run_spec(directory)
+        self._sources = Path(self._spec.sources)
+        self._tags = dict(self._spec.tags)
 
     def execute(self) -> Run:
         """Run to the end; what goes wrong becomes the run's error."""
@@ -82,9 +85,9 @@ class TrainingRun:
             # MLflow takes seconds to import and open; the training process uses them.
             from ml_service.platforms.local.mlflow_store import MlflowStore
 
-            order = self._order
-            store = MlflowStore(os.environ.get("MLFLOW_TRACKING_URI", ""), Path(order.store), order.experiment)
-            recorded = store.start_run(order.run_id, self._tags)
+            spec = self._spec
+            store = MlflowStore(os.environ.get("MLFLOW_TRACKING_URI", ""), Path(spec.store), spec.experiment)
+            recorded = store.start_run(spec.run_id, self._tags)
             try:
                 training.finish(self._say)
                 self._log_training(store, recorded)
@@ -96,7 +99,7 @@ class TrainingRun:
             return run
 
     def _training(self) -> AbstractContextManager[StepProcess]:
-        say(f"train: {self._order.project}, published as {self._tags['pipeline_id']}")
+        say(f"train: {self._spec.project}, published as {self._tags['pipeline_id']}")
         return self._started("train", *self._inputs(), "--output", str(self._candidate))
 
     @property
@@ -104,7 +107,7 @@ class TrainingRun:
         return self._directory / "candidate"
 
     def _inputs(self) -> list[str]:
-        parameters = self._sources / self._order.project / "parameters.json"
+        parameters = self._sources / self._spec.project / "parameters.json"
         return ["--data", str(self._directory / "data.csv"), "--parameters", str(parameters)]
 
     @contextmanager
@@ -112,7 +115,7 @@ class TrainingRun:
         """A step that does not outlive the block, whenever a request to end the run arrives."""
         with ExitStack() as ending:
             with _request.held_back():
-                step = StepProcess(self._order.project, arguments, self._sources, os.environ)
+                step = StepProcess(self._spec.project, arguments, self._sources, os.environ)
                 ending.callback(step.stop)
             yield step
 
@@ -129,9 +132,9 @@ class TrainingRun:
         store.log_directory(recorded, self._candidate / "plots", "plots")
 
     def _decide(self, store: MlflowStore, recorded: str) -> Run:
-        with store.lock(self._order.model_name):
-            champion = store.settle(self._order.model_name)
-            newest = store.newest(self._order.model_name)
+        with store.lock(self._spec.model_name):
+            champion = store.settle(self._spec.model_name)
+            newest = store.newest(self._spec.model_name)
             verdict = self._verdict(store, recorded, champion)
             run = replace(self._run, verdict=verdict)
             if not verdict["accept"]:
@@ -139,7 +142,7 @@ class TrainingRun:
             return self._register(store, recorded, run, newest)
 
     def _verdict(self, store: MlflowStore, recorded: str, champion: ModelVersion | None) -> dict[str, Any]:
-        if not self._order.run_evaluation:
+        if not self._spec.run_evaluation:
             verdict: dict[str, Any] = {"accept": True, "reason": "RUN_EVALUATION=false: registered without comparing"}
             write_json(self._directory / "verdict.json", verdict)
         else:
@@ -161,7 +164,7 @@ class TrainingRun:
         return read_step_json(output / "verdict.json")
 
     def _not_better(self, run: Run) -> Run:
-        canceled = self._order.allow_run_cancel
+        canceled = self._spec.allow_run_cancel
         return replace(run, status=RunStatus.CANCELED if canceled else RunStatus.COMPLETED)
 
     def _register(self, store: MlflowStore, recorded: str, run: Run, newest: int) -> Run:
@@ -173,7 +176,7 @@ class TrainingRun:
         registration = read_step_json(output / "registration.json")
         content = copy_registered(self._candidate, registration["files"], _empty(self._directory / "version"))
         tags = version_tags(registration, self._tags)
-        version = store.register(recorded, self._order.model_name, content, tags, newest_seen=newest)
+        version = store.register(recorded, self._spec.model_name, content, tags, newest_seen=newest)
         say(f"registered: {version.reference}, the new champion")
         return replace(run, status=RunStatus.COMPLETED, registered=version.reference)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_service.azure_devops import Agent, harmless
+from ml_service.azure_devops import Agent, sanitize_log_line
 
 PLANTED = [
     "##vso[task.setvariable variable=image]evil",
@@ -28,13 +28,13 @@ PLANTED = [
 @pytest.mark.parametrize("text", PLANTED)
 def test_a_planted_command_is_only_text(text: str) -> None:
     """The agent looks for ``##vso[`` anywhere in a line, and ``##[`` at its beginning."""
-    assert not re.search(r"##\s*(vso)?\s*\[", harmless(text), re.IGNORECASE)
+    assert not re.search(r"##\s*(vso)?\s*\[", sanitize_log_line(text), re.IGNORECASE)
 
 
 @given(st.text(alphabet=st.one_of(st.sampled_from("#vVsSoO[] \t\r\n\x00\x1b\x85\u2028"), st.characters())))
 def test_no_text_at_all_becomes_a_command_or_steers_a_terminal(text: str) -> None:
     """Whatever a log, a model's name or an error message holds."""
-    safe = harmless(text.replace("\n", " "))
+    safe = sanitize_log_line(text.replace("\n", " "))
     assert "##vso[" not in safe.lower()
     assert "##[" not in safe
     assert len(safe.splitlines()) <= 1
@@ -44,7 +44,7 @@ def test_no_text_at_all_becomes_a_command_or_steers_a_terminal(text: str) -> Non
 @pytest.mark.parametrize("text", ["mse 3295.7, R² 0.44", "a # b ## c", "[1, 2]", "\tindented"])
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     """Only what the agent or a terminal would obey is changed."""
-    assert harmless(text) == text
+    assert sanitize_log_line(text) == text
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_an_error_says_where_why_and_what_next(capsys: pytest.CaptureFixture[str
 
 
 def test_colours_are_for_terminals_only(stream: io.StringIO) -> None:
-    """They are added after foreign text was made harmless."""
+    """They are added after foreign text was sanitized."""
     Console(stream, colour=True).warning("slow")
     Console(stream).warning("slow")
     assert stream.getvalue() == "\033[33mwarning: slow\033[0m\nwarning: slow\n"

@@ -95,7 +95,7 @@ def test_an_exception_that_cannot_be_shown_keeps_its_meaning() -> None:
     assert translate(error, "run r").what.startswith("Azure has a fault of its own")
 
 
-def test_of_a_long_answer_one_harmless_line_is_shown() -> None:
+def test_of_a_long_answer_one_sanitized_line_is_shown() -> None:
     """The SDK's own layout around the message is left out."""
     error = Exception("WebserviceException:\n\tMessage: ##vso[task.complete]gone\n\tInnerException None\n")
     assert "# #vso[task.complete]gone" == first_line(error)
