@@ -1,4 +1,4 @@
-"""``python -m emulators``: run the emulator until Ctrl-C; prints the settings to export."""
+"""``python -m emulators``: run the emulator until Ctrl-C, and print the settings to export."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from emulators.arm.services import SERVICES as ARM_SERVICES
 from emulators.arm.world import World as ArmWorld
-from emulators.azureml.processes import Warm
+from emulators.azureml.processes import ForkServer
 from emulators.azureml.services import SERVICES as AZUREML_SERVICES
 from emulators.azureml.world import World
 from emulators.wire import identity
@@ -27,9 +27,9 @@ _LOCAL = "localhost,127.0.0.1"
 class Emulator:
     """Azure on a port of this machine, from ``start`` to ``stop``; usable as a context manager.
 
-    ``world`` is what Azure ML remembers, ``arm`` what the Resource Manager's other services do. Everything is forgotten
-    at ``stop``, containers are removed, and so is the folder when none was given. ``warm`` forks the steps of Azure ML
-    from a process that has imported the SDK already.
+    ``world`` is the state of Azure ML, ``arm`` that of Resource Manager's other services. ``stop`` deletes both, the
+    containers, and the folder unless the caller named one. With ``warm``, the steps of Azure ML are forked from a
+    process that has imported the SDK.
     """
 
     def __init__(self, folder: Path | None = None, *, port: int = 0, verbose: bool = False, warm: bool = False) -> None:
@@ -48,7 +48,7 @@ class Emulator:
         self._thread = threading.Thread(target=self._proxy.serve_forever, name="azure-emulator", daemon=True)
         self.world.environ = self.redirection()
         if warm:
-            self.world.starter = Warm(self.world.environ)
+            self.world.starter = ForkServer(self.world.environ)
 
     def __enter__(self) -> Emulator:
         self.start()
@@ -58,10 +58,11 @@ class Emulator:
         self.stop()
 
     def start(self) -> None:
+        """Begin to answer."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering, end the steps and containers that still run, forget everything."""
+        """Stop answering, end the steps and containers that still run, and delete all state."""
         self.world.stop_steps()
         self.arm.stop()
         self._proxy.shutdown()
@@ -70,10 +71,11 @@ class Emulator:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def plant(self, fault: Fault) -> None:
+        """Answer the next calls that match wrongly."""
         self.services.faults.plant(fault)
 
     def redirection(self) -> dict[str, str]:
-        """The variables that lead an unchanged SDK here. HOME is one of them: the SDK keeps caches there."""
+        """Return the environment variables that lead an unchanged SDK here. HOME is one: the SDK has caches there."""
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         proxy = f"http://127.0.0.1:{self.port}"
@@ -92,7 +94,7 @@ class Emulator:
         }
 
     def settings(self, workspace: str = "emulated") -> dict[str, str]:
-        """``redirection`` and the project's settings for ``workspace``, which is made when it is not there."""
+        """Return ``redirection`` and the settings for ``workspace``, which is created when there is none."""
         self.world.add_workspace(workspace)
         return {
             **self.redirection(),

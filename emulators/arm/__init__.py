@@ -1,5 +1,5 @@
-"""What Azure Resource Manager answers for container groups, web apps, registries, tags and key vaults.
+"""Azure Resource Manager for container groups, web apps, registries, tags and key vaults.
 
-A container group or site that is accepted really runs, on the container engine of this machine; its host name leads to
-the container through the same proxy. Validation, prices, quotas and timing are invented: see docs/azure-containers.md.
+A container group or site that is accepted really runs, on the container engine of this machine. Its host name leads to
+the container through the same proxy. Validation, prices, quotas and timing are invented.
 """

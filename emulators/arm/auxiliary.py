@@ -1,4 +1,4 @@
-"""What stands beside: tags of a resource group, container registries and their admin passwords, key vaults."""
+"""Auxiliary resources: tags of a resource group, container registries with their admin passwords, key vaults."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def tags(world: World, request: Request, subscription: str, group: str) -> Respo
 
 @routes.on("PATCH", _TAGS)
 def change_tags(world: World, request: Request, subscription: str, group: str) -> Response:
-    wanted, kept = request.json(), world.tags.setdefault(group, {})
-    given = dict(wanted["properties"]["tags"])
-    if wanted["operation"] == "Merge":
-        kept |= given
-    elif wanted["operation"] == "Delete":
-        world.tags[group] = {name: value for name, value in kept.items() if given.get(name) != value}
+    body, current = request.json(), world.tags.setdefault(group, {})
+    changes = dict(body["properties"]["tags"])
+    if body["operation"] == "Merge":
+        current |= changes
+    elif body["operation"] == "Delete":
+        world.tags[group] = {name: value for name, value in current.items() if changes.get(name) != value}
     return tags(world, request, subscription, group)
 
 
 @routes.on("GET", f"/subscriptions/{{subscription}}/providers/{_REGISTRIES}")
 def registries(world: World, request: Request, subscription: str) -> Response:
     scope = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/elsewhere/providers/{_REGISTRIES}"
-    found = [
+    listed = [
         {
             "id": f"{scope}/{server.partition('.')[0]}",
             "name": server.partition(".")[0],
@@ -41,7 +41,7 @@ def registries(world: World, request: Request, subscription: str) -> Response:
         }
         for server, registry in world.registries.items()
     ]
-    return Response(200, {"value": found})
+    return Response(200, {"value": listed})
 
 
 @routes.on("POST", f"{{RG}}/providers/{_REGISTRIES}/{{name}}/listCredentials")

@@ -1,4 +1,4 @@
-"""Containers on the engine of this machine: what really runs where Azure would run it."""
+"""Run containers on the engine of this machine, where Azure would run them on its hosts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Pod:
         self._ports: dict[int, int] = {}
 
     def port(self, inside: int | None) -> int | None:
-        """The port of this machine for a port of the containers, or None when it is not published."""
+        """Return the port of this machine for a port of the containers, or None when it is not published."""
         wanted = inside or self._only_port or 0
         if wanted not in self._ports:
             first = next(iter(self.containers.values()))
@@ -44,15 +44,15 @@ class Pod:
         return self._ports.get(wanted)
 
     def states(self) -> dict[str, Json]:
-        """Each container's state as the engine tells it."""
-        found = {}
+        """Return each container's state as the engine reports it."""
+        states = {}
         for name, container in self.containers.items():
             container.reload()
-            found[name] = {**container.attrs["State"], "RestartCount": container.attrs["RestartCount"]}
-        return found
+            states[name] = {**container.attrs["State"], "RestartCount": container.attrs["RestartCount"]}
+        return states
 
     def log(self, name: str, lines: int) -> str:
-        """The last lines of one container."""
+        """Return the last lines that one container logged."""
         raw: bytes = self.containers[name].logs(tail=lines)
         return raw.decode("utf-8", "replace")
 
@@ -72,7 +72,7 @@ class Pod:
 
 
 class Engine:
-    """Runs pods. ``registries`` says where the images of an emulated registry really are."""
+    """Runs pods. ``registries`` maps an emulated registry's host name to the real one that holds its images."""
 
     def __init__(self, folder: Path) -> None:
         self.registries: dict[str, str] = {}
@@ -85,15 +85,15 @@ class Engine:
         """Start the containers, all on one address.
 
         Raises:
-            HttpError: an image cannot be had.
+            HttpError: an image cannot be pulled, or there is no container engine.
         """
         images = [self._pull(container.image) for container in containers]
-        made: dict[str, Any] = {}
+        started: dict[str, Any] = {}
         for container, image in zip(containers, images, strict=True):
-            first = next(iter(made.values()), None)
+            first = next(iter(started.values()), None)
             published: Json = {"ports": {f"{port}/tcp": ("127.0.0.1", None) for port in ports}}
             network: Json = {"network_mode": f"container:{first.id}"} if first else published
-            made[container.name] = self._docker().containers.run(
+            started[container.name] = self._docker().containers.run(
                 image,
                 detach=True,
                 environment=dict(container.environment),
@@ -102,7 +102,7 @@ class Engine:
                 volumes=self._volumes(container),
                 **network,
             )
-        return Pod(made, ports[0] if ports else None)
+        return Pod(started, ports[0] if ports else None)
 
     def _volumes(self, container: Container) -> Json:
         mounted = {}
@@ -143,7 +143,7 @@ class Engine:
             return self._client
 
     def remove_all(self) -> None:
-        """Remove what was ever started here."""
+        """Remove every container that this emulator started."""
         if self._client is not None:
             for container in self._client.containers.list(all=True, filters={"label": f"emulator={self._owner}"}):
                 with suppress(Exception):

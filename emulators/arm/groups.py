@@ -28,9 +28,9 @@ def put(world: World, request: Request, subscription: str, group: str, name: str
     if name in world.groups:
         raise HttpError(409, "ContainerGroupTransitioning", f"The container group '{name}' is only ever created here.")
     _name_it(request, name, body)
-    made = world.groups[name] = Group(body)
-    operation = world.begin(lambda: _start(world, name, made))
-    return accepted(world, operation, 201, _shown(made, view=False), "Azure-AsyncOperation")
+    created = world.groups[name] = Group(body)
+    operation = world.begin(lambda: _start(world, name, created))
+    return accepted(world, operation, 201, _shown(created, view=False), "Azure-AsyncOperation")
 
 
 def _check(world: World, name: str, body: Json) -> None:
@@ -70,8 +70,8 @@ def _check_access(world: World, image: str, credentials: list[Json]) -> None:
     registry = world.registries.get(server)
     if registry is None:
         return
-    given = next((one for one in credentials if one["server"] == server), {})
-    if not given.get("identity") and given.get("password") != registry["password"]:
+    credential = next((one for one in credentials if one["server"] == server), {})
+    if not credential.get("identity") and credential.get("password") != registry["password"]:
         raise HttpError(
             400,
             "InaccessibleImage",
@@ -124,53 +124,53 @@ def list_all(world: World, request: Request, subscription: str, group: str) -> R
 
 @routes.on("GET", _GROUPS + "/{name}")
 def get(world: World, request: Request, subscription: str, group: str, name: str) -> Response:
-    return Response(200, _shown(_found(world, name), view=True))
+    return Response(200, _shown(_find(world, name), view=True))
 
 
 @routes.on("PATCH", _GROUPS + "/{name}")
 def patch(world: World, request: Request, subscription: str, group: str, name: str) -> Response:
-    found = _found(world, name)
-    found.body["tags"] = dict(request.json().get("tags") or {})
-    return Response(200, _shown(found, view=False))
+    container_group = _find(world, name)
+    container_group.body["tags"] = dict(request.json().get("tags") or {})
+    return Response(200, _shown(container_group, view=False))
 
 
 @routes.on("DELETE", _GROUPS + "/{name}")
 def delete(world: World, request: Request, subscription: str, group: str, name: str) -> Response:
-    found = world.groups.pop(name, None)
-    if found is None:
+    container_group = world.groups.pop(name, None)
+    if container_group is None:
         return Response(204)
-    pod = found.pod
+    pod = container_group.pod
     return accepted(world, world.begin(lambda: pod.remove() if pod else None), 202, None, "Location")
 
 
 @routes.on("POST", _GROUPS + "/{name}/stop")
 def stop(world: World, request: Request, subscription: str, group: str, name: str) -> Response:
-    found = _found(world, name)
-    if found.pod:
-        found.pod.stop()
-    found.state = "Stopped"
+    container_group = _find(world, name)
+    if container_group.pod:
+        container_group.pod.stop()
+    container_group.state = "Stopped"
     return Response(204)
 
 
 @routes.on("POST", _GROUPS + "/{name}/start")
 def start(world: World, request: Request, subscription: str, group: str, name: str) -> Response:
-    found = _found(world, name)
+    container_group = _find(world, name)
 
     def work() -> None:
-        if found.pod:
-            found.pod.start()
-        found.state = "Running"
+        if container_group.pod:
+            container_group.pod.start()
+        container_group.state = "Running"
 
     return accepted(world, world.begin(work), 202, None, "Location")
 
 
 @routes.on("GET", _GROUPS + "/{name}/containers/{container}/logs")
 def logs(world: World, request: Request, subscription: str, group: str, name: str, container: str) -> Response:
-    pod = _found(world, name).pod
+    pod = _find(world, name).pod
     return Response(200, {"content": pod.log(container, int(request.query.get("tail", 1000))) if pod else ""})
 
 
-def _found(world: World, name: str) -> Group:
+def _find(world: World, name: str) -> Group:
     if name not in world.groups:
         resource = f"Microsoft.ContainerInstance/containerGroups/{name}"
         raise HttpError(404, "ResourceNotFound", f"The Resource '{resource}' was not found.")
@@ -178,7 +178,7 @@ def _found(world: World, name: str) -> Group:
 
 
 def _shown(group: Group, *, view: bool) -> Json:
-    """The group without what was given as a secret; lists come without the view of what runs."""
+    """Return the group without its secrets. Lists come without ``instanceView``, the state of the containers."""
     shown: Json = _without_secrets(copy.deepcopy(group.body))
     if view:
         shown["properties"]["instanceView"] = {"state": group.state, "events": group.events}
@@ -190,8 +190,8 @@ def _shown(group: Group, *, view: bool) -> Json:
 
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {name: inner for name, inner in value.items() if name not in _SECRET}
-        return {name: None if name == "secret" else _without_secrets(inner) for name, inner in kept.items()}
+        public = {name: inner for name, inner in value.items() if name not in _SECRET}
+        return {name: None if name == "secret" else _without_secrets(inner) for name, inner in public.items()}
     return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 

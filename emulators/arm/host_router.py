@@ -1,4 +1,4 @@
-"""From the public name of a group or site to the container that answers there."""
+"""Route requests for the public host name of a group or site to its container."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "prox
 
 
 class HostRouter:
-    """Answers for every public host name; a connection of its own for each request, so that none is cut by a swap."""
+    """Answers for every public host name. Each request has its own connection, so that a swap cuts none."""
 
     open = True
     quick = False
 
     def find(self, request: Request) -> Callable[[World], Response | None] | None:
-        """The way to the container, or None when the name is not a public one."""
+        """Return the answer from the container, or None when the host name is not a public one."""
         return (lambda world: _pass(world, request)) if _HOSTS.fullmatch(request.host) else None
 
 
@@ -47,5 +47,5 @@ def _ask(request: Request, port: int) -> Response | None:
         return None
     finally:
         connection.close()
-    kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP}
-    return Response(answer.status, body, kept)
+    headers_back = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP}
+    return Response(answer.status, body, headers_back)

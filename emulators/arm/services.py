@@ -1,4 +1,4 @@
-"""The services of Resource Manager, in the order in which they are asked."""
+"""The services of Resource Manager, in the order in which they are tried."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ def plan(world: World, request: Request, subscription: str, group: str, name: st
 @routes.on("PUT", _SITE)
 def put(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
     body = request.json()
-    kept = world.sites if not slot else _found(world, name).slots
+    siblings = world.sites if not slot else _find(world, name).slots
     if slot and "slots" not in _tiers(world, name):
         message = "Cannot complete the operation because the site will exceed the number of slots allowed for the plan."
         raise HttpError(409, "Conflict", message)
     if name in world.taken_labels:
         raise HttpError(409, "Conflict", f"Website with given name {name} already exists.")
-    site = kept.setdefault(slot or name, Site(f"{name}-{slot}" if slot else name, {}))
+    site = siblings.setdefault(slot or name, Site(f"{name}-{slot}" if slot else name, {}))
     site.body = {key: body[key] for key in ("location", "tags", "identity") if key in body} | {"id": request.path}
     site.body["properties"] = {k: v for k, v in body["properties"].items() if k != "siteConfig"}
     _change(world, site, body["properties"].get("siteConfig", {}))
@@ -49,27 +49,27 @@ def put(world: World, request: Request, subscription: str, group: str, name: str
 
 
 def _tiers(world: World, name: str) -> set[str]:
-    farm = _found(world, name).body["properties"]["serverFarmId"].rpartition("/")[2]
+    farm = _find(world, name).body["properties"]["serverFarmId"].rpartition("/")[2]
     return {"slots"} if world.plans.get(farm) in ("Standard", "Premium") else set()
 
 
 @routes.on("GET", _SITE)
 def get(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
-    return Response(200, _shown(_found(world, name, slot)))
+    return Response(200, _shown(_find(world, name, slot)))
 
 
 @routes.on("PATCH", _SITE)
 def patch(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
-    site = _found(world, name, slot)
+    site = _find(world, name, slot)
     _change(world, site, request.json()["properties"].get("siteConfig", {}))
     return Response(200, _shown(site))
 
 
 @routes.on("DELETE", _SITE)
 def delete(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
-    site = _found(world, name, slot)
+    site = _find(world, name, slot)
     gone = [site, *site.slots.values()]
-    del (world.sites if not slot else _found(world, name).slots)[slot or name]
+    del (world.sites if not slot else _find(world, name).slots)[slot or name]
     for one in gone:
         if one.pod:
             one.pod.remove()
@@ -78,24 +78,24 @@ def delete(world: World, request: Request, subscription: str, group: str, name: 
 
 @routes.on("GET", _SITE + "/config/web")
 def config(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
-    return Response(200, {"id": request.path, "properties": _found(world, name, slot).config})
+    return Response(200, {"id": request.path, "properties": _find(world, name, slot).config})
 
 
 @routes.on("POST", _SITE + "/config/appsettings/list")
 def app_settings(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
-    return Response(200, {"id": request.path, "properties": dict(_found(world, name, slot).app_settings)})
+    return Response(200, {"id": request.path, "properties": dict(_find(world, name, slot).app_settings)})
 
 
 @routes.on("PUT", _SITE + "/config/slotConfigNames")
 def sticky(world: World, request: Request, subscription: str, group: str, name: str) -> Response:
-    _found(world, name).sticky = list(request.json()["properties"].get("appSettingNames") or [])
+    _find(world, name).sticky = list(request.json()["properties"].get("appSettingNames") or [])
     return Response(200, request.json())
 
 
 @routes.on("POST", _SITE + "/slotsswap")
 def swap(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
-    production = _found(world, name)
-    source = _found(world, name, request.json()["targetSlot"])
+    production = _find(world, name)
+    source = _find(world, name, request.json()["targetSlot"])
     answer = accepted(world, world.begin(lambda: _swap(world, production, source)), 202, None, "Location")
     # The client reads whole seconds here, and nowhere else.
     return Response(answer.status, answer.body, {**answer.headers, "Retry-After": "1"})
@@ -103,17 +103,17 @@ def swap(world: World, request: Request, subscription: str, group: str, name: st
 
 @routes.on("POST", _SITE + "/containerlogs")
 def logs(world: World, request: Request, subscription: str, group: str, name: str, slot: str = "") -> Response:
-    site = _found(world, name, slot)
-    said = site.log + (site.pod.log("site", 5000).splitlines() if site.pod else [])
-    return Response(200, "".join(f"{line}\n" for line in said).encode(), {"Content-Type": "text/plain"})
+    site = _find(world, name, slot)
+    lines = site.log + (site.pod.log("site", 5000).splitlines() if site.pod else [])
+    return Response(200, "".join(f"{line}\n" for line in lines).encode(), {"Content-Type": "text/plain"})
 
 
-def _found(world: World, name: str, slot: str = "") -> Site:
+def _find(world: World, name: str, slot: str = "") -> Site:
     site = world.sites.get(name)
-    found = site.slots.get(slot) if site and slot else site
-    if found is None:
+    site_or_slot = site.slots.get(slot) if site and slot else site
+    if site_or_slot is None:
         raise HttpError(404, "ResourceNotFound", f"The Resource 'Microsoft.Web/sites/{name}/{slot}' was not found.")
-    return found
+    return site_or_slot
 
 
 def _shown(site: Site) -> Json:
@@ -169,20 +169,20 @@ def _check_access(world: World, site: Site, image: str, settings: dict[str, str]
 
 
 def _answers(pod: Pod) -> bool:
-    """Whether its port opens, as the platform's ping finds out."""
+    """Return whether the container responds before the platform's warm-up timeout."""
     deadline = time.monotonic() + _WARM_UP
     while time.monotonic() < deadline:
         if pod.states()["site"]["Status"] != "running":
             return False
         local = pod.port(None)
-        if local and _says_something(local):
+        if local and _responds(local):
             return True
         time.sleep(0.1)
     return False
 
 
-def _says_something(port: int) -> bool:
-    """The engine's own proxy accepts before the container listens, so a byte must come back."""
+def _responds(port: int) -> bool:
+    """Return whether a byte comes back: the engine's own proxy accepts connections before the container listens."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
             probe.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -192,7 +192,7 @@ def _says_something(port: int) -> bool:
 
 
 def _retire(world: World, site: Site, pod: Pod) -> None:
-    """What the old one works on is ended before it goes."""
+    """Stop the old container once it has had time to finish its requests, and remove it."""
 
     def work() -> None:
         time.sleep(_STOP_AFTER)
@@ -203,6 +203,8 @@ def _retire(world: World, site: Site, pod: Pod) -> None:
 
 
 def _swap(world: World, production: Site, source: Site) -> None:
+    # A setting is either sticky, and stays with its slot, or moves with the app. The slot's container starts again with
+    # the settings that it will have in production, and only when that one responds are the host names exchanged.
     with source.lock, production.lock:
         stays = {name: value for name, value in production.app_settings.items() if name in production.sticky}
         leaves = {name: value for name, value in source.app_settings.items() if name in production.sticky}

@@ -1,4 +1,4 @@
-"""Everything that is remembered of container groups, web apps and what stands beside them."""
+"""The state of the emulated Resource Manager: container groups, web apps, auxiliary resources, operations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Operation:
 
 @dataclass
 class Group:
-    """A container group: what was asked for, what runs, and what happened to it."""
+    """A container group: the body it was created with, its containers, and its events."""
 
     body: Json
     pod: Pod | None = None
@@ -50,7 +50,11 @@ class Site:
 
 
 class World(Account):
-    """``capacity`` false, ``group_quota`` and ``taken_labels`` are faults that last; others are planted for a call."""
+    """The state, and the faults that last: ``capacity`` false, ``group_quota``, ``taken_labels``.
+
+    Faults of single calls are planted (``wire.faults``). Handlers hold ``lock`` while they answer. Work that takes
+    time runs in a thread without the lock, and takes it only to record its result.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -69,7 +73,7 @@ class World(Account):
         self._threads: list[threading.Thread] = []
 
     def begin(self, work: Callable[[], None]) -> Operation:
-        """Do ``work`` beside the call; a HttpError in it is how the operation ends."""
+        """Start ``work`` in a thread, and return the operation to poll. An HttpError in it is the operation's error."""
         operation = Operation(new_id())
         self.operations[operation.id] = operation
         thread = threading.Thread(target=_carry_out, args=(operation, work), daemon=True)
@@ -78,13 +82,13 @@ class World(Account):
         return operation
 
     def tunnel(self, host: str, port: int) -> tuple[str, int] | None:
-        """Where a container ends TLS itself: port 443 of a group."""
+        """Return the local address behind port 443 of a container group, whose container ends TLS itself."""
         pod = self._pod_of_group(host)
         local = pod.port(port) if pod and port == 443 else None
         return ("127.0.0.1", local) if local else None
 
     def behind(self, host: str, port: int) -> int | None:
-        """The port of this machine behind a public host name."""
+        """Return the port of this machine behind a public host name, or None when nothing runs there."""
         pod = self._pod_of_group(host)
         if pod is not None:
             return pod.port(port)
@@ -92,13 +96,13 @@ class World(Account):
         return site.pod.port(None) if site is not None and site.pod is not None else None
 
     def knows(self, host: str) -> bool:
-        """Whether the host name belongs to something."""
+        """Return whether the host name belongs to a group or site."""
         return self._pod_of_group(host) is not None or self._site(host) is not None
 
     def _pod_of_group(self, host: str) -> Pod | None:
         with self.lock:
-            found = (g for g in self.groups.values() if g.body["properties"]["ipAddress"].get("fqdn") == host)
-            return next((group.pod for group in found), None)
+            pods = (g for g in self.groups.values() if g.body["properties"]["ipAddress"].get("fqdn") == host)
+            return next((group.pod for group in pods), None)
 
     def _site(self, host: str) -> Site | None:
         name = host.partition(".")[0]
@@ -107,7 +111,7 @@ class World(Account):
             return next((site for site in every if site.name.lower() == name), None)
 
     def stop(self) -> None:
-        """Remove every container."""
+        """Wait for the operations that go on, and remove every container."""
         for thread in self._threads:
             thread.join(timeout=30)
         self.engine.remove_all()

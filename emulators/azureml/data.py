@@ -32,14 +32,14 @@ def datastore(world: World, request: Request, workspace: str, name: str, **_: st
     return Response(200, _datastore(world.workspace(workspace)))
 
 
-def _datastore(found: Workspace) -> Json:
+def _datastore(ws: Workspace) -> Json:
     return {
         "name": DATASTORE,
         "dataStoreType": "AzureBlob",
         "hasBeenValidated": True,
         "tags": {},
         "azureStorageSection": {
-            "accountName": found.account,
+            "accountName": ws.account,
             "containerName": CONTAINER,
             "endpoint": "core.windows.net",
             "protocol": "https",
@@ -58,17 +58,17 @@ def _datastore(found: Workspace) -> Json:
 
 @routes.on("POST", "/dataset/v1.0{WS}/datasets")
 def register(world: World, request: Request, workspace: str, **_: str) -> Response:
-    found = world.workspace(workspace)
+    ws = world.workspace(workspace)
     sent = request.json()
     name = sent["name"]
-    versions = found.datasets.setdefault(name, {"id": new_id(), "versions": []})["versions"]
+    versions = ws.datasets.setdefault(name, {"id": new_id(), "versions": []})["versions"]
     if versions and request.query.get("updateDefinitionIfExists", "").lower() != "true":
         raise HttpError(409, "UserError", f"There is already a dataset registered under name '{name}'.")
     definition = sent["latest"]
     saved = new_id()
-    found.saved_datasets[saved] = definition
+    ws.saved_datasets[saved] = definition
     version = {
-        "datasetId": found.datasets[name]["id"],
+        "datasetId": ws.datasets[name]["id"],
         "name": name,
         "description": sent.get("description"),
         "tags": sent.get("tags") or {},
@@ -79,7 +79,7 @@ def register(world: World, request: Request, workspace: str, **_: str) -> Respon
         "datasetState": {"state": "active"},
         "latest": definition
         | {
-            "datasetId": found.datasets[name]["id"],
+            "datasetId": ws.datasets[name]["id"],
             "versionId": str(len(versions) + 1),
             "savedDatasetId": saved,
             "createdTime": now(),
@@ -109,7 +109,7 @@ def by_saved_id(world: World, request: Request, workspace: str, saved: str, **_:
 
 @routes.on("GET", "/data/v1.0{WS}/dataversion/{name}/versions/None")
 def data_asset(world: World, request: Request, name: str, **_: str) -> Response:
-    """The SDK asks for an asset of its successor when there is no dataset of the name."""
+    """Answer 404: the SDK looks for a data asset of SDK v2 when there is no dataset of the name."""
     raise HttpError(404, "UserError", f"There is no data asset {name}.")
 
 
@@ -120,5 +120,5 @@ def dataflow(world: World, request: Request, workspace: str, saved: str, **_: st
 
 
 def _reader_script(definition: Json) -> str:
-    """The YAML that the native reader runs; the SDK sends it inside the dataflow's metadata."""
+    """Return the YAML that the SDK's native reader runs. The SDK sends it inside the dataflow's metadata."""
     return str(json.loads(definition["dataflow"])["meta"]["RsDataflow"])

@@ -11,9 +11,9 @@ routes = Routes(r".*\.api\.azureml\.ms", WS=WORKSPACE)
 
 def _find(world: World, workspace: str, name: str, version: str | None) -> Json:
     versions = world.workspace(workspace).environments.get(name, [])
-    for found in reversed(versions):
-        if version in (None, "", found["version"]):
-            return found
+    for definition in reversed(versions):
+        if version in (None, "", definition["version"]):
+            return definition
     raise HttpError(404, "EnvironmentNotFound", f"No environment exists for name: {name}, version: {version}")
 
 

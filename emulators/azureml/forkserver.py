@@ -1,7 +1,8 @@
-"""A process that has imported the SDK and forks for each step: importing it anew costs every step three seconds.
+"""A fork server: a process that has imported the SDK and forks for each step, which saves three seconds a step.
 
-Run as a script, so that nothing but the SDK is loaded. Orders come as JSON lines on standard input:
-``{"id", "arguments", "folder", "environment", "log"}``; answers go out as ``{"id", "pid"}`` and ``{"id", "code"}``.
+Run as a script, so that nothing but the SDK is loaded. Requests come as JSON lines on standard input:
+``{"id", "arguments", "folder", "environment", "log"}``. Responses go to standard output: ``{"id", "pid"}`` when the
+step has started, ``{"id", "code"}`` when it has ended.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve orders until standard input ends."""
+    """Serve requests until standard input ends."""
     import azureml.core
     import azureml.pipeline.core  # noqa: F401
 
@@ -36,12 +37,12 @@ def main() -> None:
         _reap(running)
 
 
-def _start(order: dict[str, Any], running: dict[int, str]) -> None:
+def _start(request: dict[str, Any], running: dict[int, str]) -> None:
     pid = os.fork()
     if not pid:
-        os._exit(_run(order))
-    running[pid] = order["id"]
-    _say(id=order["id"], pid=pid)
+        os._exit(_run(request))
+    running[pid] = request["id"]
+    _say(id=request["id"], pid=pid)
 
 
 def _reap(running: dict[int, str]) -> None:
@@ -56,22 +57,22 @@ def _say(**answer: object) -> None:
     os.write(1, json.dumps(answer).encode() + b"\n")
 
 
-def _run(order: dict[str, Any]) -> int:
-    """In the child: become the step; returns its exit code."""
+def _run(request: dict[str, Any]) -> int:
+    """In the child: become the step, and return its exit code."""
     os.setsid()
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
-    os.chdir(order["folder"])
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(order["environment"])
-    script, *_ = sys.argv = order["arguments"]
-    sys.path.insert(0, order["folder"])
+    os.environ.update(request["environment"])
+    script, *_ = sys.argv = request["arguments"]
+    sys.path.insert(0, request["folder"])
     code = _execute(script)
     with contextlib.suppress(BaseException):
-        # What the interpreter does first at its end: wait for threads. The exit functions are left out, because that of
-        # the SDK's native reader takes three seconds; what a step has to send it must have sent.
+        # The interpreter would wait for threads first, and so does this. It would then run the exit functions, of which
+        # that of the SDK's native reader takes three seconds. They are skipped: a step must have sent what it has to.
         threading._shutdown()  # type: ignore[attr-defined]
     sys.stdout.flush()
     sys.stderr.flush()

@@ -22,10 +22,10 @@ def _public(run: Json) -> Json:
 
 @routes.on("GET", _BASE + "/experiments/{name}")
 def experiment(world: World, request: Request, workspace: str, name: str, **_: str) -> Response:
-    found = world.workspace(workspace)
-    if name not in found.experiments:
+    ws = world.workspace(workspace)
+    if name not in ws.experiments:
         raise HttpError(404, "UserError", f"Experiment {name} was not found.")
-    return Response(200, found.experiments[name])
+    return Response(200, ws.experiments[name])
 
 
 @routes.on("POST", _BASE + "/experiments/{name}")
@@ -35,9 +35,9 @@ def create_experiment(world: World, request: Request, workspace: str, name: str,
 
 @routes.on("GET", _BASE + "/experimentids/{identifier}")
 def experiment_by_id(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
-    for found in world.workspace(workspace).experiments.values():
-        if found["experimentId"] == identifier:
-            return Response(200, found)
+    for experiment in world.workspace(workspace).experiments.values():
+        if experiment["experimentId"] == identifier:
+            return Response(200, experiment)
     raise HttpError(404, "UserError", f"Experiment {identifier} was not found.")
 
 
@@ -57,11 +57,11 @@ def patch_run(world: World, request: Request, workspace: str, run: str, **_: str
 
 @routes.on("GET", _RUN + "/details")
 def details(world: World, request: Request, workspace: str, run: str, **_: str) -> Response:
-    found = world.workspace(workspace)
-    record = steps.find_run(found, run)
+    ws = world.workspace(workspace)
+    record = steps.find_run(ws, run)
     log = f"ExperimentRun/{record['dataContainerId']}/{steps.LOG_NAME}"
-    has_log = world.blob(found.account, steps.LOG_CONTAINER, log).exists()
-    links = {steps.LOG_NAME: storage.url(found.account, steps.LOG_CONTAINER, log)} if has_log else {}
+    has_log = world.blob(ws.account, steps.LOG_CONTAINER, log).exists()
+    links = {steps.LOG_NAME: storage.url(ws.account, steps.LOG_CONTAINER, log)} if has_log else {}
     shown = ("runId", "status", "startTimeUtc", "endTimeUtc", "error", "properties", "target")
     return Response(200, {key: record[key] for key in shown if record.get(key)} | {"logFiles": links})
 
@@ -74,16 +74,16 @@ def children(world: World, request: Request, workspace: str, run: str, **_: str)
 
 @routes.on("POST", _BASE + "/experiments/{name}/runs:query")
 def query(world: World, request: Request, workspace: str, name: str, **_: str) -> Response:
-    found = world.workspace(workspace)
+    ws = world.workspace(workspace)
     asked = request.json()
     wanted = _filter(asked.get("filter") or "")
-    runs = [run for run in found.runs.values() if run["_experiment"] == name and wanted(run)]
+    runs = [run for run in ws.runs.values() if run["_experiment"] == name and wanted(run)]
     runs.sort(key=lambda run: run["runNumber"], reverse="desc" in (asked.get("orderby") or ""))
     return Response(200, {"value": [_public(run) for run in runs]})
 
 
 def _filter(text: str) -> Callable[[Json], bool]:
-    """The few forms of OData that the SDK sends: ``(a eq b or c eq d) and (e eq f)``."""
+    """Return the test for an OData filter, of the few forms that the SDK sends: ``(a eq b or c eq d) and (e eq f)``."""
     clauses = [part.strip(" ()") for part in re.split(r"\s+and\s+", text) if part.strip(" ()")]
     tests = [[_comparison(part.strip(" ()")) for part in re.split(r"\s+or\s+", clause)] for clause in clauses]
     return lambda run: all(any(test(run) for test in alternatives) for alternatives in tests)
@@ -126,8 +126,8 @@ def ingested(world: World, request: Request, **_: str) -> Response:
 
 @routes.on("POST", "/metric/v2.0{WS}/runs/{run}/batch")
 def add_metrics(world: World, request: Request, workspace: str, run: str, **_: str) -> Response:
-    found = world.workspace(workspace)
-    _metrics(found, run).extend(request.json()["values"])
+    ws = world.workspace(workspace)
+    _metrics(ws, run).extend(request.json()["values"])
     return Response(200, {"runUuid": run, "errors": []})
 
 
@@ -145,6 +145,6 @@ def full_metric(world: World, request: Request, workspace: str, run: str, **_: s
     return Response(200, {**logged[-1], "value": values})
 
 
-def _metrics(found: Workspace, run: str) -> list[Json]:
-    """Metrics are kept by data container, which is named after the run."""
-    return found.metrics.setdefault(run.removeprefix("dcid."), [])
+def _metrics(ws: Workspace, run: str) -> list[Json]:
+    """Return a run's metrics. They are stored by data container, which is named after the run."""
+    return ws.metrics.setdefault(run.removeprefix("dcid."), [])

@@ -63,10 +63,10 @@ def _module(module: Json) -> Json:
 
 @routes.on("POST", _BASE + "/Pipelines/Create")
 def publish(world: World, request: Request, workspace: str, **_: str) -> Response:
-    found = world.workspace(workspace)
+    ws = world.workspace(workspace)
     sent = request.json()
     graph = sent.pop("Graph") | {"Id": new_id(), "Interface": sent.pop("GraphInterface")}
-    found.graphs[graph["Id"]] = graph
+    ws.graphs[graph["Id"]] = graph
     identifier = new_id()
     pipeline = sent | {
         "Id": identifier,
@@ -75,9 +75,9 @@ def publish(world: World, request: Request, workspace: str, **_: str) -> Respons
         "EntityStatus": "0",
         "CreatedDate": now(),
         "LastModifiedDate": now(),
-        "Url": f"https://{DATA_PLANE}/pipelines/v1.0{found.scope}/PipelineRuns/PipelineSubmit/{identifier}",
+        "Url": f"https://{DATA_PLANE}/pipelines/v1.0{ws.scope}/PipelineRuns/PipelineSubmit/{identifier}",
     }
-    found.pipelines[identifier] = pipeline
+    ws.pipelines[identifier] = pipeline
     return Response(200, pipeline)
 
 
@@ -95,18 +95,18 @@ def pipeline(world: World, request: Request, workspace: str, identifier: str, **
 
 @routes.on("PUT", _BASE + "/Pipelines/{identifier}/status")
 def set_status(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
-    found = _pipeline(world.workspace(workspace), identifier)
-    found["EntityStatus"] = str(request.json())
-    return Response(200, found)
+    entry = _pipeline(world.workspace(workspace), identifier)
+    entry["EntityStatus"] = str(request.json())
+    return Response(200, entry)
 
 
 @routes.on("POST", _BASE + "/PipelineRuns/PipelineSubmit/{identifier}")
 def submit(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
-    found = world.workspace(workspace)
-    published = _pipeline(found, identifier)
+    ws = world.workspace(workspace)
+    published = _pipeline(ws, identifier)
     if published["EntityStatus"] not in ("0", "Active"):
         raise HttpError(400, "BadRequest", f"Pipeline {identifier} is disabled.")
-    run = steps.submit(world, found, published, request.json())
+    run = steps.submit(world, ws, published, request.json())
     return Response(200, _entity(run))
 
 
@@ -146,7 +146,7 @@ def _entity(run: Json) -> Json:
     }
 
 
-def _pipeline(found: Workspace, identifier: str) -> Json:
-    if identifier not in found.pipelines:
-        raise HttpError(404, "NotFound", f"Pipeline {identifier} was not found in workspace {found.name}.")
-    return found.pipelines[identifier]
+def _pipeline(ws: Workspace, identifier: str) -> Json:
+    if identifier not in ws.pipelines:
+        raise HttpError(404, "NotFound", f"Pipeline {identifier} was not found in workspace {ws.name}.")
+    return ws.pipelines[identifier]

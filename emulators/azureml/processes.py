@@ -1,4 +1,4 @@
-"""Starting a step's process: a new interpreter, or a fork of one that has imported the SDK already."""
+"""Start a step's process: a new interpreter, or a fork of one that has imported the SDK already."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 _GRACE = 10.0
-"""Seconds between asking a step to end and ending it."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 class Process(Protocol):
@@ -36,7 +36,7 @@ class Starter(Protocol):
     def close(self) -> None: ...
 
 
-class Cold:
+class NewInterpreter:
     """A new interpreter for each step, as on a cluster."""
 
     def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Process:
@@ -69,7 +69,7 @@ class _Started:
         _end_group(self._process.pid, lambda: self._process.poll() is not None)
 
 
-class Warm:
+class ForkServer:
     """Forks of one process that has imported the SDK: the same steps, three seconds faster each."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -87,25 +87,30 @@ class Warm:
 
     def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Process:
         fork = _Fork()
-        order = {"arguments": list(arguments), "folder": str(folder), "environment": dict(environment), "log": str(log)}
+        request = {
+            "arguments": list(arguments),
+            "folder": str(folder),
+            "environment": dict(environment),
+            "log": str(log),
+        }
         with self._lock:
             identifier = str(next(self._numbers))
             self._forks[identifier] = fork
             assert self._forkserver.stdin is not None
-            self._forkserver.stdin.write(json.dumps({"id": identifier, **order}).encode() + b"\n")
+            self._forkserver.stdin.write(json.dumps({"id": identifier, **request}).encode() + b"\n")
             self._forkserver.stdin.flush()
         return fork
 
     def _listen(self) -> None:
         assert self._forkserver.stdout is not None
         for line in self._forkserver.stdout:
-            answer = json.loads(line)
-            self._forks[answer["id"]].told(answer.get("pid"), answer.get("code"))
+            response = json.loads(line)
+            self._forks[response["id"]].update(response.get("pid"), response.get("code"))
         for fork in self._forks.values():
-            fork.told(None, -signal.SIGKILL if fork.code is None else fork.code)
+            fork.update(None, -signal.SIGKILL if fork.code is None else fork.code)
 
     def close(self) -> None:
-        """End the process that forks; the steps have been ended before."""
+        """End the fork server. The steps have ended before."""
         assert self._forkserver.stdin is not None
         self._forkserver.stdin.close()
         self._forkserver.wait(timeout=30)
@@ -117,7 +122,7 @@ class _Fork:
         self._started = threading.Event()
         self.code: int | None = None
 
-    def told(self, pid: int | None, code: int | None) -> None:
+    def update(self, pid: int | None, code: int | None) -> None:
         if code is not None:
             self.code = code
         self._pid = pid or self._pid
@@ -130,13 +135,13 @@ class _Fork:
 
 
 def _end_group(pid: int, has_ended: Callable[[], bool]) -> None:
-    """End a step and all that it started: politely, then for good."""
+    """End a step and all that it started, with SIGTERM and after the grace period with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, number)
         deadline = time.monotonic() + _GRACE
         while not has_ended() and time.monotonic() < deadline:
             time.sleep(0.02)
-    # What the step started may outlive it.
+    # A process that the step started may outlive it.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)

@@ -15,13 +15,13 @@ _BASE = "/modelmanagement/v1.0{WS}"
 
 @routes.on("POST", "/artifact/v2.0{WS}/artifacts/batch/metadata/{origin}/{container}")
 def create_artifacts(world: World, request: Request, workspace: str, origin: str, container: str, **_: str) -> Response:
-    found = world.workspace(workspace)
+    ws = world.workspace(workspace)
     paths = [entry["path"] for entry in request.json()["paths"]]
     return Response(
         200,
         {
             "artifacts": {path: _artifact(origin, container, path) for path in paths},
-            "artifactContentInformation": {path: _content(found, origin, container, path) for path in paths},
+            "artifactContentInformation": {path: _content(ws, origin, container, path) for path in paths},
             "errors": {},
         },
     )
@@ -31,8 +31,8 @@ def _artifact(origin: str, container: str, path: str) -> Json:
     return {"artifactId": f"{origin}/{container}/{path}", "origin": origin, "container": container, "path": path}
 
 
-def _content(found: Workspace, origin: str, container: str, path: str) -> Json:
-    address = storage.url(found.account, CONTAINER, f"{origin}/{container}/{path}")
+def _content(ws: Workspace, origin: str, container: str, path: str) -> Json:
+    address = storage.url(ws.account, CONTAINER, f"{origin}/{container}/{path}")
     return {"contentUri": address, "origin": origin, "container": container, "path": path}
 
 
@@ -40,10 +40,10 @@ def _content(found: Workspace, origin: str, container: str, path: str) -> Json:
 def artifacts_below(
     world: World, request: Request, workspace: str, origin: str, container: str, path: str, **_: str
 ) -> Response:
-    found = world.workspace(workspace)
-    base = world.blob(found.account, CONTAINER, f"{origin}/{container}")
+    ws = world.workspace(workspace)
+    base = world.blob(ws.account, CONTAINER, f"{origin}/{container}")
     files = sorted(f.relative_to(base).as_posix() for f in (base / path).rglob("*") if f.is_file())
-    return Response(200, {"value": [_content(found, origin, container, file) for file in files]})
+    return Response(200, {"value": [_content(ws, origin, container, file) for file in files]})
 
 
 @routes.on("POST", _BASE + "/assets")
@@ -60,10 +60,10 @@ def asset(world: World, request: Request, workspace: str, identifier: str, **_: 
 
 @routes.on("POST", _BASE + "/models")
 def register(world: World, request: Request, workspace: str, **_: str) -> Response:
-    found = world.workspace(workspace)
+    ws = world.workspace(workspace)
     sent = request.json()
-    number = found.model_versions.get(sent["name"], 0) + 1
-    found.model_versions[sent["name"]] = number
+    number = ws.model_versions.get(sent["name"], 0) + 1
+    ws.model_versions[sent["name"]] = number
     model = sent | {
         "id": f"{sent['name']}:{number}",
         "version": number,
@@ -72,7 +72,7 @@ def register(world: World, request: Request, workspace: str, **_: str) -> Respon
         "createdTime": now(),
         "modifiedTime": now(),
     }
-    found.models[model["id"]] = model
+    ws.models[model["id"]] = model
     return Response(200, model)
 
 
@@ -97,10 +97,10 @@ def _matches(query: str, values: Json) -> bool:
     return all(key in values and (not equals or values[key] == value) for key, equals, value in wanted)
 
 
-def _model(found: Workspace, identifier: str) -> Json:
-    if identifier not in found.models:
+def _model(ws: Workspace, identifier: str) -> Json:
+    if identifier not in ws.models:
         raise HttpError(404, "ModelNotFound", f"Model with id {identifier} was not found.")
-    return found.models[identifier]
+    return ws.models[identifier]
 
 
 @routes.on("GET", _BASE + "/models/{identifier}")
@@ -110,20 +110,20 @@ def model(world: World, request: Request, workspace: str, identifier: str, **_: 
 
 @routes.on("PATCH", _BASE + "/models/{identifier}")
 def patch(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
-    found = _model(world.workspace(workspace), identifier)
+    entry = _model(world.workspace(workspace), identifier)
     for change in request.json():
         name = change["path"].strip("/")
-        if change["op"] == "add" and isinstance(found.get(name), dict):
-            found[name] = {**found[name], **change["value"]}
+        if change["op"] == "add" and isinstance(entry.get(name), dict):
+            entry[name] = {**entry[name], **change["value"]}
         else:
-            found[name] = change["value"]
-    found["modifiedTime"] = now()
-    return Response(200, found)
+            entry[name] = change["value"]
+    entry["modifiedTime"] = now()
+    return Response(200, entry)
 
 
 @routes.on("DELETE", _BASE + "/models/{identifier}")
 def delete(world: World, request: Request, workspace: str, identifier: str, **_: str) -> Response:
-    found = world.workspace(workspace)
-    _model(found, identifier)
-    del found.models[identifier]
+    ws = world.workspace(workspace)
+    _model(ws, identifier)
+    del ws.models[identifier]
     return Response(200)

@@ -1,4 +1,4 @@
-"""ARM and what stands beside it: the workspace, its keys, service discovery, compute clusters, quota."""
+"""Resource Manager for Azure ML: the workspace, its keys, service discovery, compute clusters, quota."""
 
 from __future__ import annotations
 
@@ -62,28 +62,28 @@ def workspace(world: World, request: Request, subscription: str, group: str, wor
     return Response(200, _resource(world.workspace(workspace)))
 
 
-def _resource(found: Workspace) -> Json:
+def _resource(ws: Workspace) -> Json:
     provider = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers"
     return {
-        "id": found.scope,
-        "name": found.name,
+        "id": ws.scope,
+        "name": ws.name,
         "type": "Microsoft.MachineLearningServices/workspaces",
         "location": REGION,
         "tags": {},
         "sku": {"name": "Basic", "tier": "Basic"},
-        "identity": {"type": "SystemAssigned", "principalId": found.id, "tenantId": TENANT},
+        "identity": {"type": "SystemAssigned", "principalId": ws.id, "tenantId": TENANT},
         "properties": {
-            "friendlyName": found.name,
+            "friendlyName": ws.name,
             "description": "",
-            "workspaceId": found.id,
+            "workspaceId": ws.id,
             "provisioningState": "Succeeded",
             "creationTime": now(),
-            "storageAccount": f"{provider}/Microsoft.Storage/storageAccounts/{found.account}",
+            "storageAccount": f"{provider}/Microsoft.Storage/storageAccounts/{ws.account}",
             "keyVault": f"{provider}/Microsoft.Keyvault/vaults/emulated",
             "applicationInsights": f"{provider}/microsoft.insights/components/emulated",
             "containerRegistry": f"{provider}/Microsoft.ContainerRegistry/registries/emulated",
             "discoveryUrl": f"https://{DATA_PLANE}/discovery",
-            "mlFlowTrackingUri": f"azureml://{DATA_PLANE}/mlflow/v1.0{found.scope}",
+            "mlFlowTrackingUri": f"azureml://{DATA_PLANE}/mlflow/v1.0{ws.scope}",
             "hbiWorkspace": False,
             "v1LegacyMode": False,
         },
@@ -92,8 +92,8 @@ def _resource(found: Workspace) -> Json:
 
 @routes.on("POST", "{WS}/listKeys")
 def list_keys(world: World, request: Request, subscription: str, group: str, workspace: str) -> Response:
-    found = world.workspace(workspace)
-    return Response(200, {"userStorageKey": ACCOUNT_KEY, "userStorageResourceId": found.account})
+    ws = world.workspace(workspace)
+    return Response(200, {"userStorageKey": ACCOUNT_KEY, "userStorageResourceId": ws.account})
 
 
 @routes.on("GET", "{WS}/computes")
@@ -105,18 +105,18 @@ def list_computes(world: World, request: Request, subscription: str, group: str,
 @routes.on("GET", "{WS}/computes/{name}")
 @data_plane.on("GET", "/rp/workspaces{WS}/computes/{name}")
 def get_compute(world: World, request: Request, subscription: str, group: str, workspace: str, name: str) -> Response:
-    found = world.workspace(workspace).computes.get(name)
-    if found is None:
+    compute = world.workspace(workspace).computes.get(name)
+    if compute is None:
         raise HttpError(404, "ComputeNotFound", f"Compute resource with name '{name}' was not found.")
     if world.compute_looks:
         world.compute_looks -= 1
-        found = {**found, "properties": {**found["properties"], "provisioningState": "Creating"}}
-    return Response(200, found)
+        compute = {**compute, "properties": {**compute["properties"], "provisioningState": "Creating"}}
+    return Response(200, compute)
 
 
 @routes.on("PUT", "{WS}/computes/{name}")
 def put_compute(world: World, request: Request, subscription: str, group: str, workspace: str, name: str) -> Response:
-    found = world.workspace(workspace)
+    ws = world.workspace(workspace)
     wanted = request.json()["properties"]
     scale = wanted["properties"]["scaleSettings"]
     if scale["maxNodeCount"] > world.compute_quota:
@@ -126,20 +126,20 @@ def put_compute(world: World, request: Request, subscription: str, group: str, w
         )
         raise HttpError(400, "ClusterMinNodesExceedCoreQuota", message)
     failed = world.compute_provisioning_error
-    compute = _compute(found, name, wanted, failed)
-    found.computes[name] = compute
-    operation = f"https://management.azure.com{found.scope}/operations/{name}?api-version=2019-11-01"
+    compute = _compute(ws, name, wanted, failed)
+    ws.computes[name] = compute
+    operation = f"https://management.azure.com{ws.scope}/operations/{name}?api-version=2019-11-01"
     return Response(201, compute, {"Azure-AsyncOperation": operation})
 
 
-def _compute(found: Workspace, name: str, wanted: Json, failed: str) -> Json:
+def _compute(ws: Workspace, name: str, wanted: Json, failed: str) -> Json:
     state = "Failed" if failed else "Succeeded"
     errors = [error("ClusterAllocationFailed", failed)] if failed else None
     nodes = {"targetNodeCount": 0, "currentNodeCount": 0, "allocationState": "Steady", "errors": errors}
     times = {"allocationStateTransitionTime": now(), "creationTime": now()}
     counts = dict.fromkeys(_NODE_COUNTS, 0)
     return {
-        "id": f"{found.scope}/computes/{name}",
+        "id": f"{ws.scope}/computes/{name}",
         "name": name,
         "type": "Microsoft.MachineLearningServices/workspaces/computes",
         "tags": {},

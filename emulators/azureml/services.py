@@ -1,4 +1,4 @@
-"""The services of Azure ML, in the order in which they are asked."""
+"""The services of Azure ML, in the order in which they are tried."""
 
 from __future__ import annotations
 

@@ -34,14 +34,14 @@ def places(world: World, request: Request, workspace: str, **_: str) -> Response
 
 @routes.on("POST", "/content/v2.0{WS}/snapshots/{snapshot}")
 def create(world: World, request: Request, workspace: str, snapshot: str, **_: str) -> Response:
-    found = world.workspace(workspace)
+    ws = world.workspace(workspace)
     sent = request.json()
-    parent = found.snapshots.get(sent.get("ParentSnapshotId") or "", {})
+    parent = ws.snapshots.get(sent.get("ParentSnapshotId") or "", {})
     blobs = dict(parent)
     for node in sent["FileRevisionList"]["FileNodes"]:
         blobs[node["FullName"]] = node["BlobUri"]
-    kept = set(_names(sent["DirTreeNode"]))
-    found.snapshots[snapshot] = {name: uri for name, uri in blobs.items() if name in kept}
+    listed = set(_names(sent["DirTreeNode"]))
+    ws.snapshots[snapshot] = {name: uri for name, uri in blobs.items() if name in listed}
     return Response(200, {"id": snapshot})
 
 
@@ -59,9 +59,9 @@ def _names(node: Any, prefix: str = "") -> list[str]:
 
 def restore(world: World, workspace: str, snapshot: str, folder: Path) -> None:
     """Write a snapshot's files into ``folder``."""
-    found = world.workspace(workspace)
-    for name, uri in found.snapshots[snapshot].items():
+    ws = world.workspace(workspace)
+    for name, uri in ws.snapshots[snapshot].items():
         container, _, blob = uri.partition("?")[0].split("/", 3)[3].partition("/")
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(world.blob(found.account, container, unquote(blob)), target)
+        shutil.copyfile(world.blob(ws.account, container, unquote(blob)), target)

@@ -1,4 +1,10 @@
-"""Compute: runs a submitted graph, one process a step, each in a fresh copy of its snapshot."""
+"""Compute: run a submitted graph, one process a step, each in a fresh copy of its snapshot.
+
+``submit`` answers at once; a thread per run walks the graph. A step whose module is deterministic is looked up by a
+hash of everything that can change its output (sources, arguments, inputs, run configuration) and reused when it has
+completed before, as the service does. A cancellation sets an event that the thread reads while a step runs: the step's
+process group is ended, and the run with it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from pathlib import Path
 
 from emulators.azureml import snapshots, storage
 from emulators.azureml.data import CONTAINER
-from emulators.azureml.processes import Cold, Process
+from emulators.azureml.processes import NewInterpreter, Process
 from emulators.azureml.world import DATA_PLANE, Workspace, World
 from emulators.wire import identity
 from emulators.wire.account import GROUP, SUBSCRIPTION, Json, new_id, now
@@ -25,20 +31,25 @@ LOG_NAME = "user_logs/std_log.txt"
 _ENDED = ("Completed", "Failed", "Canceled")
 
 
-def find_run(found: Workspace, run: str) -> Json:
-    if run not in found.runs:
-        raise HttpError(404, "UserError", f"Run {run} was not found in workspace {found.name}.")
-    return found.runs[run]
+def find_run(ws: Workspace, run: str) -> Json:
+    """Return the record of a run.
+
+    Raises:
+        HttpError: 404, there is no such run.
+    """
+    if run not in ws.runs:
+        raise HttpError(404, "UserError", f"Run {run} was not found in workspace {ws.name}.")
+    return ws.runs[run]
 
 
-def submit(world: World, found: Workspace, published: Json, sent: Json) -> Json:
+def submit(world: World, ws: Workspace, published: Json, sent: Json) -> Json:
     """Create the run of a published pipeline and start it."""
     experiment = sent["ExperimentName"]
-    ensure_experiment(found, experiment)
-    graph = found.graphs[published["GraphId"]]
+    ensure_experiment(ws, experiment)
+    graph = ws.graphs[published["GraphId"]]
     parameters = {p["Name"]: p.get("DefaultValue") or "" for p in graph["Interface"]["Parameters"]}
     parameters |= sent.get("ParameterAssignments") or {}
-    run = _new_run(found, world, experiment, "azureml.PipelineRun", None)
+    run = _new_run(ws, world, experiment, "azureml.PipelineRun", None)
     run["tags"] = dict(sent.get("tags") or {})
     run["properties"] = {
         "azureml.runsource": "azureml.PipelineRun",
@@ -47,29 +58,30 @@ def submit(world: World, found: Workspace, published: Json, sent: Json) -> Json:
         "azureml.pipelineid": published["Id"],
     }
     world.cancels[run["runId"]] = threading.Event()
-    execution = _Execution(world, found, run, graph, parameters)
+    execution = _Execution(world, ws, run, graph, parameters)
     thread = threading.Thread(target=execution.run_all, name=run["runId"], daemon=True)
     world.threads.append(thread)
     thread.start()
     return run
 
 
-def cancel(world: World, found: Workspace, run: str) -> None:
-    """Ask a pipeline's run to end; a step's cancellation ends the whole run."""
-    record = find_run(found, run)
+def cancel(world: World, ws: Workspace, run: str) -> None:
+    """Ask a pipeline's run to end. The cancellation of a step ends the whole run."""
+    record = find_run(ws, run)
     root = record["rootRunId"]
-    if find_run(found, root)["status"] not in _ENDED:
-        find_run(found, root)["status"] = "CancelRequested"
+    if find_run(ws, root)["status"] not in _ENDED:
+        find_run(ws, root)["status"] = "CancelRequested"
         world.cancels[root].set()
 
 
-def ensure_experiment(found: Workspace, name: str) -> Json:
-    return found.experiments.setdefault(
+def ensure_experiment(ws: Workspace, name: str) -> Json:
+    """Return the experiment of that name, after creating it when there is none."""
+    return ws.experiments.setdefault(
         name, {"experimentId": new_id(), "name": name, "createdUtc": now(), "tags": {}, "description": None}
     )
 
 
-def _new_run(found: Workspace, world: World, experiment: str, kind: str, parent: Json | None) -> Json:
+def _new_run(ws: Workspace, world: World, experiment: str, kind: str, parent: Json | None) -> Json:
     identifier = new_id()
     run = {
         "runId": identifier,
@@ -77,7 +89,7 @@ def _new_run(found: Workspace, world: World, experiment: str, kind: str, parent:
         "rootRunId": parent["runId"] if parent else identifier,
         "parentRunId": parent["runId"] if parent else None,
         "runNumber": next(world.numbers),
-        "experimentId": found.experiments[experiment]["experimentId"],
+        "experimentId": ws.experiments[experiment]["experimentId"],
         "_experiment": experiment,
         "dataContainerId": f"dcid.{identifier}",
         "status": "NotStarted",
@@ -87,7 +99,7 @@ def _new_run(found: Workspace, world: World, experiment: str, kind: str, parent:
         "properties": {},
         "error": None,
     }
-    found.runs[identifier] = run
+    ws.runs[identifier] = run
     return run
 
 
@@ -96,14 +108,14 @@ class _Execution:
     """One run of a graph. Steps run one after the other, in the order of their edges."""
 
     world: World
-    found: Workspace
+    ws: Workspace
     run: Json
     graph: Json
     parameters: Mapping[str, str]
     outputs: dict[tuple[str, str], Path] = field(default_factory=dict)
 
     def run_all(self) -> None:
-        """Run every step; ends as the first one that did not complete."""
+        """Run every step. The run ends like the first step that did not complete."""
         self._set(self.run, "Running")
         try:
             end, error = self._run_steps()
@@ -147,9 +159,9 @@ class _Execution:
             yield waiting.pop(ready[0])
 
     def _run_step(self, node: Json) -> tuple[str, str | None]:
-        module = self.found.modules[node["ModuleId"]]
+        module = self.ws.modules[node["ModuleId"]]
         with self.world.lock:
-            step = _new_run(self.found, self.world, self.run["_experiment"], "azureml.StepRun", self.run)
+            step = _new_run(self.ws, self.world, self.run["_experiment"], "azureml.StepRun", self.run)
             step["properties"] = {
                 "azureml.runsource": "azureml.StepRun",
                 "azureml.moduleName": module["Name"],
@@ -158,17 +170,17 @@ class _Execution:
             step["name"] = step["displayName"] = module["Name"]
         places = {port["Name"]: self._output(step, port["Name"]) for port in module["StructuredInterface"]["Outputs"]}
         key = self._reuse_key(node, module)
-        if module["IsDeterministic"] and key in self.found.finished_steps:
-            return self._reuse(node, step, self.found.finished_steps[key])
+        if module["IsDeterministic"] and key in self.ws.finished_steps:
+            return self._reuse(node, step, self.ws.finished_steps[key])
         self.outputs |= {(node["Id"], name): place for name, place in places.items()}
         end, error = self._process(node, module, step)
         if end == "Completed":
-            self.found.finished_steps[key] = {"outputs": places, "runId": step["runId"]}
+            self.ws.finished_steps[key] = {"outputs": places, "runId": step["runId"]}
         self._set(step, end, error)
         return end, f"Step {module['Name']} failed: {error}" if error else None
 
     def _output(self, step: Json, name: str) -> Path:
-        return self.world.blob(self.found.account, CONTAINER, f"azureml/{step['runId']}/{name}")
+        return self.world.blob(self.ws.account, CONTAINER, f"azureml/{step['runId']}/{name}")
 
     def _reuse(self, node: Json, step: Json, earlier: Json) -> tuple[str, None]:
         self.outputs |= {(node["Id"], name): place for name, place in earlier["outputs"].items()}
@@ -177,17 +189,17 @@ class _Execution:
         return "Completed", None
 
     def _reuse_key(self, node: Json, module: Json) -> str:
-        sources = self.found.snapshots[module["StorageId"]]
+        sources = self.ws.snapshots[module["StorageId"]]
         content = {name: storage.sha256(self.world, uri) for name, uri in sources.items()}
         inputs = {port: str(place) for port, place in self._inputs(node).items()}
-        given = self._arguments(node, module, dict.fromkeys(inputs, Path()))
-        arguments = [argument for argument, kind in given if kind != "Output"]
+        values = self._arguments(node, module, dict.fromkeys(inputs, Path()))
+        arguments = [argument for argument, kind in values if kind != "Output"]
         parts = [module["Name"], content, arguments, inputs, self._script(node), node["Runconfig"]]
         text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _inputs(self, node: Json) -> dict[str, Path]:
-        """The place of each input port: the output that its edge comes from."""
+        """Return the path of each input port: that of the output at the other end of its edge."""
         return {
             edge["DestinationInputPort"]["PortName"]: self.outputs[
                 edge["SourceOutputPort"]["NodeId"], edge["SourceOutputPort"]["PortName"]
@@ -197,7 +209,7 @@ class _Execution:
         }
 
     def _values(self, node: Json) -> dict[str, str]:
-        """The value of each parameter of a node; ValueType 1 names a parameter of the pipeline."""
+        """Return the value of each parameter of a node. ValueType 1 names a parameter of the pipeline."""
         return {
             p["Name"]: self.parameters[p["Value"]] if p["ValueType"] == "1" else p.get("Value") or ""
             for p in node["ModuleParameters"]
@@ -219,7 +231,7 @@ class _Execution:
         folder = self.world.folder / "work" / step["runId"]
         folder.mkdir(parents=True)
         with self.world.lock:
-            snapshots.restore(self.world, self.found.name, module["StorageId"], folder)
+            snapshots.restore(self.world, self.ws.name, module["StorageId"], folder)
         outputs = {name: place for (owner, name), place in self.outputs.items() if owner == node["Id"]}
         for place in outputs.values():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -231,9 +243,9 @@ class _Execution:
         command = [self._script(node), *arguments]
         if planted:
             command = ["-c", "import sys; sys.exit(sys.argv[1])", planted]
-        log = self.world.blob(self.found.account, LOG_CONTAINER, f"ExperimentRun/{step['dataContainerId']}/{LOG_NAME}")
+        log = self.world.blob(self.ws.account, LOG_CONTAINER, f"ExperimentRun/{step['dataContainerId']}/{LOG_NAME}")
         log.parent.mkdir(parents=True, exist_ok=True)
-        starter = Cold() if planted else self.world.starter
+        starter = NewInterpreter() if planted else self.world.starter
         return self._await(starter.start(command, folder, self._environment(node, step), log), log)
 
     def _await(self, process: Process, log: Path) -> tuple[str, str | None]:
@@ -247,27 +259,27 @@ class _Execution:
         return "Failed", f"process exited with code {process.code}: {lines[-1]}"
 
     def _environment(self, node: Json, step: Json) -> dict[str, str]:
-        """What Azure ML sets for a step, on top of this process's own environment."""
+        """Return a step's environment: this process's own, and the variables that Azure ML sets."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AZUREML_", "SP_APP_"))}
-        experiment = self.found.experiments[self.run["_experiment"]]
+        experiment = self.ws.experiments[self.run["_experiment"]]
         expiry = str(int(time.time() + self.world.token_life))
-        given = json.loads(node["Runconfig"])["environment"]["environmentVariables"]
+        values = json.loads(node["Runconfig"])["environment"]["environmentVariables"]
         return {
             **inherited,
             **self.world.environ,
-            **given,
+            **values,
             **json.loads(node["Runconfig"]).get("environmentVariables", {}),
             "PYTHONUNBUFFERED": "1",
             "AZUREML_RUN_ID": step["runId"],
             "AZUREML_ROOT_RUN_ID": step["rootRunId"],
             "AZUREML_ARM_SUBSCRIPTION": SUBSCRIPTION,
             "AZUREML_ARM_RESOURCEGROUP": GROUP,
-            "AZUREML_ARM_WORKSPACE_NAME": self.found.name,
+            "AZUREML_ARM_WORKSPACE_NAME": self.ws.name,
             "AZUREML_ARM_PROJECT_NAME": self.run["_experiment"],
             "AZUREML_EXPERIMENT_ID": experiment["experimentId"],
-            "AZUREML_EXPERIMENT_SCOPE": f"{self.found.scope}/experiments/{self.run['_experiment']}",
-            "AZUREML_WORKSPACE_SCOPE": self.found.scope,
-            "AZUREML_WORKSPACE_ID": self.found.id,
+            "AZUREML_EXPERIMENT_SCOPE": f"{self.ws.scope}/experiments/{self.run['_experiment']}",
+            "AZUREML_WORKSPACE_SCOPE": self.ws.scope,
+            "AZUREML_WORKSPACE_ID": self.ws.id,
             "AZUREML_SERVICE_ENDPOINT": f"https://{DATA_PLANE}",
             "AZUREML_DISCOVERY_SERVICE_ENDPOINT": f"https://{DATA_PLANE}/discovery",
             "AZUREML_RUN_TOKEN": identity.make_token(self.world, step["runId"]),

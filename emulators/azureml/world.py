@@ -1,4 +1,4 @@
-"""Everything the emulator remembers. One lock; blobs and the logs of steps are files below ``folder``."""
+"""The state of the emulated Azure ML. One lock guards it; blobs and the logs of steps are files below ``folder``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emulators.azureml.processes import Cold, Starter
+from emulators.azureml.processes import NewInterpreter, Starter
 from emulators.wire.account import GROUP, REGION, SUBSCRIPTION, Account, Json, new_id
 from emulators.wire.http import HttpError
 
@@ -22,7 +22,7 @@ WORKSPACE = (
 
 @dataclass
 class Workspace:
-    """One workspace and what is in it, by the names its clients use."""
+    """One workspace and its content, under the names that its clients use."""
 
     name: str
     id: str = field(default_factory=new_id)
@@ -58,7 +58,11 @@ class Workspace:
 
 
 class World(Account):
-    """The emulated workspaces. Handlers hold ``lock`` while they answer; steps run outside it."""
+    """The emulated workspaces. Handlers hold ``lock`` while they answer; steps run without it.
+
+    Faults that last: ``compute_quota``, ``compute_provisioning_error``, ``failing_steps`` (the message by step name),
+    and ``compute_looks``, how many reads of a cluster still show it as being created.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -69,22 +73,28 @@ class World(Account):
         self.compute_looks = 0
         self.failing_steps: dict[str, str] = {}
         self.environ: dict[str, str] = {}
-        self.starter: Starter = Cold()
+        self.starter: Starter = NewInterpreter()
         self.threads: list[threading.Thread] = []
         self.cancels: dict[str, threading.Event] = {}
         self.numbers = itertools.count(1)
 
     def add_workspace(self, name: str) -> Workspace:
+        """Return the workspace of that name, after creating it when there is none."""
         with self.lock:
             return self.workspaces.setdefault(name.lower(), Workspace(name))
 
     def workspace(self, name: str) -> Workspace:
-        found = self.workspaces.get(name.lower())
-        if found is None:
+        """Return a workspace.
+
+        Raises:
+            HttpError: 404, there is none of that name.
+        """
+        ws = self.workspaces.get(name.lower())
+        if ws is None:
             resource = f"Microsoft.MachineLearningServices/workspaces/{name}"
             message = f"The Resource '{resource}' under resource group '{GROUP}' was not found."
             raise HttpError(404, "ResourceNotFound", message)
-        return found
+        return ws
 
     def stop_steps(self) -> None:
         """End every step that still runs."""
@@ -95,7 +105,11 @@ class World(Account):
         self.starter.close()
 
     def blob(self, account: str, container: str, name: str) -> Path:
-        """The file that holds a blob; refuses names that leave the container."""
+        """Return the file that holds a blob.
+
+        Raises:
+            HttpError: 400, the name leads out of the container.
+        """
         base = (self.folder / "blobs" / account / container).resolve()
         path = (base / name).resolve()
         if not path.is_relative_to(base):

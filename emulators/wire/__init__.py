@@ -1,1 +1,1 @@
-"""What every emulated service shares: the proxy, its certificates, the words for requests, sign-in, planted faults."""
+"""The parts that all emulated services share: proxy, certificates, requests and responses, sign-in, planted faults."""

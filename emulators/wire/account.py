@@ -1,4 +1,4 @@
-"""The one subscription that is emulated: its ids, how long tokens live, and what all services write alike."""
+"""The one subscription that is emulated: its ids, how long tokens live, and formats that all services share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 class Account:
-    """What every emulated world has. Handlers hold ``lock`` while they answer; work that takes time runs outside it."""
+    """Base of each service's state. Handlers hold ``lock`` while they answer; work that takes time runs without it."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -25,7 +25,7 @@ class Account:
 
 
 def now() -> str:
-    """UTC as the services write it."""
+    """Return the time, UTC, as the services write it."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "0Z"
 
 
@@ -34,5 +34,5 @@ def new_id() -> str:
 
 
 def error(code: str, message: str) -> Json:
-    """The envelope in which Azure reports an error."""
+    """Return the envelope in which Azure reports an error."""
     return {"error": {"code": code, "message": message}}

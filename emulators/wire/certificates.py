@@ -1,4 +1,4 @@
-"""A certificate authority that is made at the start and thrown away at the end."""
+"""A certificate authority that is made at the start and deleted at the end."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Authority:
         self.bundle.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
     def context(self, host: str) -> ssl.SSLContext:
-        """The server side of TLS for ``host``."""
+        """Return the server side of TLS for ``host``."""
         with self._lock:
             if host not in self._contexts:
                 self._contexts[host] = self._server_context(host)
             return self._contexts[host]
 
     def issue(self, host: str) -> tuple[bytes, bytes]:
-        """A key and a certificate for ``host``, as PEM."""
+        """Return a private key and a certificate for ``host``, as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._issue(_name(host), key, x509.BasicConstraints(ca=False, path_length=None), host)
         private = key.private_bytes(

@@ -1,4 +1,4 @@
-"""Faults that are planted: the next calls that match are answered wrongly, and then no more."""
+"""Planted faults: the next calls that match are answered wrongly, and later ones as usual."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Fault:
     """The next ``times`` calls whose ``METHOD host/path`` matches ``where`` (a regular expression) get ``status``.
 
     Status 0 drops the connection without an answer; ``after`` lets that many matching calls through first.
-    ``done`` also performs the call: the work happened, its answer got lost.
+    ``done`` also performs the call: the work happens and its response is lost.
     """
 
     where: str
@@ -28,6 +28,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def response(self) -> Response | None:
+        """Return the wrong response, or None to drop the connection."""
         if not self.status:
             return None
         refused = HttpError(self.status, self.code, self.message).response
@@ -35,26 +36,29 @@ class Fault:
 
 
 class Faults:
-    """The faults still to come."""
+    """The faults that are planted and not used up."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._planted: list[Fault] = []
 
     def plant(self, fault: Fault) -> None:
+        """Add a fault."""
         with self._lock:
             self._planted.append(fault)
 
     def clear(self) -> None:
+        """Remove all faults."""
         with self._lock:
             self._planted.clear()
 
     def left(self) -> int:
-        """How many wrong answers are still to be given."""
+        """Return how many wrong responses are still to come."""
         with self._lock:
             return sum(fault.times for fault in self._planted)
 
     def take(self, request: Request) -> Fault | None:
+        """Return the fault that ``request`` meets, counted as used once, or None."""
         line = f"{request.method} {request.host}{request.path}"
         with self._lock:
             for fault in self._planted:

@@ -1,4 +1,4 @@
-"""A request, a response, and the table that finds who answers. One vocabulary for every emulated service."""
+"""A request, a response, and the routing table. Every emulated service is written with these."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sent. ``path`` is as on the wire, without the query; ``query`` holds the first
+    """A request as the client sent it. ``path`` is as on the wire, without the query; ``query`` holds the first
     value of each name, ``headers`` has names in lower case. ``target`` is path and query as they were sent.
     """
 
@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What goes back. A body that is neither bytes nor None is sent as JSON."""
+    """The response to send. A body that is neither bytes nor None is sent as JSON."""
 
     status: int = 200
     body: Any = None
@@ -71,7 +71,7 @@ Answer = Callable[..., Response]
 
 
 class Service(Protocol):
-    """Finds who answers. ``open`` services ask for no token; ``quick`` ones are answered under their world's lock."""
+    """Finds a request's handler. ``open`` services need no token; ``quick`` ones answer under their state's lock."""
 
     open: bool
     quick: bool
@@ -108,13 +108,13 @@ class Routes:
         return register
 
     def find(self, request: Request) -> Callable[[Any], Response | None] | None:
-        """The bound answer to ``request``, or None when this service does not know it."""
+        """Return the handler of ``request`` with its arguments bound, or None when this service has none."""
         if not self._host.fullmatch(request.host):
             return None
         for method, pattern, answer in self._table:
             match = pattern.fullmatch(request.path) if method == request.method else None
             if match:
-                given = {name: value for name, value in match.groupdict().items() if value is not None}
-                names = {name: unquote(value) for name, value in given.items()}
+                groups = {name: value for name, value in match.groupdict().items() if value is not None}
+                names = {name: unquote(value) for name, value in groups.items()}
                 return lambda world: answer(world, request, **names)
         return None

@@ -1,4 +1,4 @@
-"""Microsoft's sign-in: a token for anyone who has the emulator's secret, and the check of tokens that come back."""
+"""Microsoft's sign-in: issue a token to anyone who has the emulator's secret, and check the tokens of calls."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def token(world: Account, request: Request, tenant: str) -> Response:
 
 @routes.on("GET", "/msi/token")
 def managed_identity(world: Account, request: Request) -> Response:
-    """What the host of an App Service answers to the identity that it was given."""
+    """Answer like the token endpoint on the host of an App Service that has a managed identity."""
     if request.headers.get("x-identity-header") != SECRET:
         return Response(401, {"statusCode": 401, "message": "the header is not this host's"})
     return Response(
@@ -75,7 +75,7 @@ def _refused(code: str, message: str) -> Response:
 
 
 def make_token(world: Account, subject: str) -> str:
-    """A signed JWT for ``subject`` that lives ``world.token_life`` seconds."""
+    """Return a signed JWT for ``subject`` that is valid for ``world.token_life`` seconds."""
     issued = time.time()
     claims = {
         "aud": "https://management.azure.com/",
@@ -93,7 +93,11 @@ def make_token(world: Account, subject: str) -> str:
 
 
 def check_token(world: Account, request: Request) -> None:
-    """Refuse with 401 a call whose bearer token is missing, forged, expired or revoked."""
+    """Check the bearer token of a call.
+
+    Raises:
+        HttpError: 401, it is missing, forged, expired or revoked.
+    """
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
     signed, _, signature = bearer.rpartition(".")
     if not hmac.compare_digest(signature, _base64(hmac.digest(_KEY, signed.encode(), hashlib.sha256))):

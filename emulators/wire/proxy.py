@@ -1,4 +1,10 @@
-"""The HTTP proxy: ends TLS for any host and hands each request to the emulated services. Nothing goes further."""
+"""The HTTP proxy: end TLS for any host and pass each request to the emulated services. Nothing reaches the network.
+
+An unchanged SDK is led here by ``HTTPS_PROXY``. It sends ``CONNECT host:443``; the proxy answers and then, instead of
+connecting to the host, speaks TLS itself with a certificate that it makes for that host. Requests inside the tunnel
+are handled by ``_TunnelHandler``, which knows the host from the CONNECT. The one exception is a container that ends
+TLS itself: its tunnel is carried through, byte by byte (``_join``).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +31,7 @@ class Proxy(ThreadingHTTPServer):
         self.services = services
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are everyday life here; faults do it on purpose."""
+        """Print nothing: clients hang up, and planted faults make them do so."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -34,7 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Proxy
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Services keep the log."""
+        """Print nothing: ``Services`` has a log."""
 
     def answer(self, host: str, port: int) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -110,7 +116,7 @@ class _ProxyHandler(_Handler):
 
 
 def _join(one: socket.socket, address: tuple[str, int]) -> None:
-    """Carry bytes both ways until either side ends: whoever is behind the address ends TLS itself."""
+    """Carry bytes both ways until either side closes. The server behind the address ends TLS itself."""
     try:
         other = socket.create_connection(address, timeout=10)
     except OSError:

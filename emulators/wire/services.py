@@ -1,5 +1,4 @@
-"""All services behind one door: faults first, then whoever knows the call, with a token where it asks for one; else
-501."""
+"""Dispatch requests: a planted fault, else the service that knows the call, after a check of its token, else 501."""
 
 from __future__ import annotations
 
@@ -22,10 +21,9 @@ Tunnel = Callable[[str, int], tuple[str, int] | None]
 
 
 class Services:
-    """Answers requests. ``log`` keeps one line for each, ``unknown`` those that nobody knew; ``watch``
-    sees each request as it comes.
+    """Answers requests. ``log`` has one line for each, ``unknown`` those without a handler; ``watch`` is called first.
 
-    ``known`` pairs each service with the world that it answers from; ``account`` says which tokens are good.
+    ``known`` pairs each service with the state that it answers from. ``account`` decides which tokens are valid.
     """
 
     def __init__(
@@ -41,7 +39,7 @@ class Services:
         self._verbose = verbose
 
     def answer(self, request: Request) -> Response | None:
-        """The answer, or None to drop the connection."""
+        """Return the response, or None to drop the connection."""
         self.watch(request)
         fault = self.faults.take(request)
         if fault is not None:
@@ -80,7 +78,7 @@ class Services:
         return Response(501, error("NotEmulated", f"the emulator does not know {line}"))
 
     def _control(self, request: Request) -> Response | None:
-        """Plain HTTP to the proxy's own port: see what was asked, plant a fault."""
+        """Answer plain HTTP to the proxy's own port: read the log, plant a fault."""
         if request.host != "emulator":
             return None
         if request.method == "POST" and request.path == "/faults":

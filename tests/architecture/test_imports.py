@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -70,6 +73,17 @@ def test_the_scoring_code_imports_no_training_library() -> None:
 def test_the_emulators_import_nothing_of_ours() -> None:
     """An emulator answers like the real service, so it may not know how we ask."""
     assert offenders("emulators/**/*.py", OURS - {"emulators"}) == {}
+
+
+def test_the_emulators_declare_what_they_import() -> None:
+    """They can be installed alone: every library that they import is a dependency or an extra of theirs."""
+    project = tomllib.loads((ROOT / "emulators" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    names = {re.split(r"[^a-z]", requirement)[0] for requirement in declared}
+    imported = set().union(
+        *(imported_packages(path.read_text(encoding="utf-8")) for path in (ROOT / "emulators").rglob("*.py"))
+    )
+    assert imported - set(sys.stdlib_module_names) - {"emulators"} == names
 
 
 def test_a_planted_import_is_found(tmp_path: Path) -> None:
