@@ -1,7 +1,11 @@
 """The two ports through which a workflow touches the world, and the values that cross them.
 
 A *platform* keeps pipelines, runs and model versions; a *target* keeps what serves. Nothing of an SDK appears here.
-Each docstring of a port is its contract, numbered; ``tests/contract`` holds every adapter and every fake to it.
+The docstring of a port is its contract in numbered promises; ``tests/contract`` holds every adapter and every fake to
+them. The docstring of each method says what it does, returns and raises, with the promise's number in brackets.
+
+An adapter inherits from its port, so that editors and ``help()`` show the port's docstring for each of its methods. It
+writes one of its own only where it keeps a promise in a way that a caller should know of.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ class Build:
 
 @dataclass(frozen=True)
 class PipelineDefinition:
-    """What ``publish`` freezes: a project's sources and the lock they run under.
+    """The content that ``publish`` freezes: a project's sources and the lock that they run under.
 
     ``files`` maps a path relative to the repository to its SHA-256 (hex); ``root`` is where they are read from.
     ``parameters`` are fixed at publication: ``run_evaluation`` and ``allow_run_cancel``.
@@ -53,7 +57,7 @@ class PublishedPipeline:
 
 
 class RunStatus(StrEnum):
-    """How a training run stands. CANCELED is what the gate makes of a run whose candidate is not better."""
+    """The state of a training run. The gate sets CANCELED when the candidate is not better than the champion."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -65,7 +69,7 @@ class RunStatus(StrEnum):
 class Run:
     """One execution of a published pipeline.
 
-    ``url`` is where a person looks at it. When it failed, ``error`` says why and ``exit_code`` is that of the error's
+    ``url`` is its page or directory. When it failed, ``error`` says why and ``exit_code`` is that of the error's
     kind. ``registered`` is ``NAME:VERSION``, or empty. ``verdict`` is the gate's ``verdict.json``, empty before it.
     """
 
@@ -106,7 +110,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of ``inv doctor``: a thing looked at, whether it is fine, and what to do when it is not."""
+    """One line of ``inv doctor``: what was checked, whether it is fine, and what to do when it is not."""
 
     subject: str
     ok: bool
@@ -145,33 +149,86 @@ class Platform(Protocol):
 
     name: str
 
-    def publish(self, definition: PipelineDefinition, build: Build) -> PublishedPipeline: ...
+    def publish(self, definition: PipelineDefinition, build: Build) -> PublishedPipeline:
+        """Freeze ``definition`` under the build's id and return it; what is the same already is returned again (1).
 
-    def pipelines(self, project: str, build_id: str) -> Sequence[PublishedPipeline]: ...
+        Raises:
+            UsageError: the build has published other content.
+            IntegrityError: a file changed while it was copied.
+            ConfigurationError: a setting or the lock is missing.
+            UnavailableError: what the pipeline needs cannot be made or reached (10).
+        """
 
-    def pipeline(self, pipeline_id: str) -> PublishedPipeline: ...
+    def pipelines(self, project: str, build_id: str) -> Sequence[PublishedPipeline]:
+        """Return what a build published, oldest first; nothing for an unknown build (2)."""
 
-    def submit(self, pipeline: PublishedPipeline, build: Build, data: Path) -> Run: ...
+    def pipeline(self, pipeline_id: str) -> PublishedPipeline:
+        """Return one published pipeline (2).
 
-    def wait(self, run: Run, progress: Progress) -> Run: ...
+        Raises:
+            UsageError: nothing is published under this id.
+        """
 
-    def cancel(self, run: Run) -> None: ...
+    def submit(self, pipeline: PublishedPipeline, build: Build, data: Path) -> Run:
+        """Start a run of ``pipeline`` on a snapshot of ``data`` and return without waiting for it (3).
 
-    def runs(self, project: str, build_id: str) -> Sequence[Run]: ...
+        Args:
+            pipeline: what to run, as it was published.
+            build: the build that the run, and the version that it may register, belong to.
+            data: the file to train on; later changes of it do not reach the run.
 
-    def model_of_build(self, model_name: str, build_id: str) -> ModelVersion | None: ...
+        Raises:
+            UsageError: the pipeline is unknown, or its lock is no longer the one that is installed here.
+            DataError: there is no such file.
+            IntegrityError: the frozen sources are no longer what was published.
+        """
 
-    def version(self, model_name: str, version: str) -> ModelVersion: ...
+    def wait(self, run: Run, progress: Progress) -> Run:
+        """Pass the run's log lines to ``progress`` until it has ended; return how it ended, also when it failed (3).
 
-    def champion(self, model_name: str) -> ModelVersion | None: ...
+        Raises:
+            UsageError: there is no such run.
+        """
 
-    def download(self, version: ModelVersion, directory: Path) -> None: ...
+    def cancel(self, run: Run) -> None:
+        """End ``run`` unless it has ended, and wait until it has (3)."""
 
-    def withdraw(self, version: ModelVersion, reason: str) -> ModelVersion | None: ...
+    def runs(self, project: str, build_id: str) -> Sequence[Run]:
+        """Return the runs of a build, oldest first (5)."""
 
-    def plots(self, run: Run) -> Mapping[str, str]: ...
+    def model_of_build(self, model_name: str, build_id: str) -> ModelVersion | None:
+        """Return the newest version that a build registered and that is not withdrawn, or None (5)."""
 
-    def diagnose(self) -> Sequence[Finding]: ...
+    def version(self, model_name: str, version: str) -> ModelVersion:
+        """Return one registered version, withdrawn or not (4).
+
+        Raises:
+            UsageError: the gate registered no version of this number.
+        """
+
+    def champion(self, model_name: str) -> ModelVersion | None:
+        """Return the version that the alias names, or None (7)."""
+
+    def download(self, version: ModelVersion, directory: Path) -> None:
+        """Fill the empty ``directory`` with the files of ``version`` (8).
+
+        Raises:
+            IntegrityError: a file differs from the hash that was registered.
+            UsageError: the version has been deleted from the registry.
+        """
+
+    def withdraw(self, version: ModelVersion, reason: str) -> ModelVersion | None:
+        """Take ``version`` out of use for good, and return the champion afterwards (9).
+
+        Raises:
+            UsageError: there is no such version.
+        """
+
+    def plots(self, run: Run) -> Mapping[str, str]:
+        """Return the run's plots as SVG by file name (11)."""
+
+    def diagnose(self) -> Sequence[Finding]:
+        """Check what a run would need; return one finding for each thing, and raise nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Adapters of the platform port: one module a platform, imported when it is used."""
+"""Adapters of the platform port: one folder a platform, imported when it is used."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ADAPTERS = {
 
 
 def open_platform(settings: Settings) -> Platform:
-    """The adapter that ``settings.platform`` names; it touches nothing yet.
+    """Return the adapter that ``settings.platform`` names. It connects to nothing yet.
 
     Raises:
-        UsageError: there is no such platform.
+        UsageError: the platform is unknown, or not part of this version.
     """
     if settings.platform not in _ADAPTERS:
         why = "is not part of this version" if settings.platform in PLATFORMS else "is unknown"

@@ -21,7 +21,7 @@ from emulators import Fault  # noqa: E402
 from emulators.wire.identity import MANAGED_IDENTITY, SECRET, make_token  # noqa: E402
 from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UsageError  # noqa: E402
 from ml_service.package import hash_files  # noqa: E402
-from ml_service.platforms.azureml_v1 import pipeline  # noqa: E402
+from ml_service.platforms.azureml_v1 import assets  # noqa: E402
 from ml_service.platforms.azureml_v1.registry import LostRace, Registry  # noqa: E402
 from ml_service.ports import RunStatus  # noqa: E402
 from tests.support.repositories import PROJECT  # noqa: E402
@@ -168,11 +168,11 @@ def test_a_cluster_that_another_build_is_creating_is_waited_for(
 ) -> None:
     """Said, since it takes minutes; and with an end, since it may never come."""
     rig.publish("b1")
-    monkeypatch.setattr(pipeline, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(assets, "_POLL_INTERVAL", 0.01)
     rig.emulator.world.compute_looks = 3
     rig.publish("b2")
     assert 0 == rig.emulator.world.compute_looks
-    monkeypatch.setattr(pipeline, "_COMPUTE_MINUTES", 0.001)
+    monkeypatch.setattr(assets, "_COMPUTE_MINUTES", 0.001)
     rig.emulator.world.compute_looks = 100_000
     with pytest.raises(UnavailableError, match="is still Creating after"):
         rig.publish("b3")

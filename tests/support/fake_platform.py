@@ -21,6 +21,7 @@ from ml_service.ports import (
     Finding,
     ModelVersion,
     PipelineDefinition,
+    Platform,
     Progress,
     PublishedPipeline,
     Run,
@@ -59,7 +60,7 @@ class _Canceled(Exception):
     """The run was asked to end."""
 
 
-class FakePlatform:
+class FakePlatform(Platform):
     """Implements ``ports.Platform``; files are below ``directory``, all else is in memory.
 
     A run is a thread. Two platforms that share nothing are two stores; one object may be used from several threads.

@@ -1,7 +1,8 @@
-"""``inv doctor --platform azureml``: what would fail later, said in seconds."""
+"""``inv doctor --platform azureml``: check settings, sign-in, compute and quota, in seconds and without changes."""
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from ml_service.azure_devops import sanitize_log_line
 from ml_service.config import Settings
 from ml_service.errors import INSTALL, MlopsError, UnavailableError
-from ml_service.platforms.azureml_v1.pipeline import refuse_failed
+from ml_service.platforms.azureml_v1.assets import refuse_failed
 from ml_service.platforms.azureml_v1.sdk import attempt, connect, import_sdk, require
 from ml_service.ports import Finding
 
@@ -34,29 +35,29 @@ _NAMES = {
 
 
 def diagnose(settings: Settings) -> Sequence[Finding]:
-    """Settings, names, SDK, sign-in and workspace, compute and quota; what comes after a failure is left out."""
+    """Check settings, names, SDK, sign-in and workspace, compute and quota. Skip what cannot work after a failure."""
     findings = [_python(), *_names(settings)]
     findings.append(_check("settings", lambda: _required(settings)))
     findings.append(_check("azureml-sdk", _sdk))
     if not all(finding.ok for finding in findings):
         return findings
-    found: list[Any] = []
+    workspaces: list[Any] = []
 
     def open_workspace() -> str:
         workspace = connect(settings)
-        found.append(workspace)
+        workspaces.append(workspace)
         return f"{workspace.name} in {workspace.location}"
 
     findings.append(_check("workspace", open_workspace))
-    if found:
-        findings.append(_check("compute", lambda: _compute(settings, found[0])))
-        findings.append(_check("quota", lambda: _quota(settings, found[0])))
+    for workspace in workspaces:
+        findings.append(_check("compute", functools.partial(_compute, settings, workspace)))
+        findings.append(_check("quota", functools.partial(_quota, settings, workspace)))
     return findings
 
 
-def _check(subject: str, look: Callable[[], str]) -> Finding:
+def _check(subject: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(subject, True, sanitize_log_line(look()))
+        return Finding(subject, True, sanitize_log_line(check()))
     except MlopsError as error:
         return Finding(subject, False, f"{error.where}: {error.what}" if error.where else error.what, error.next_step)
 
@@ -71,9 +72,7 @@ def _names(settings: Settings) -> list[Finding]:
     for setting, (attribute, pattern, rule) in _NAMES.items():
         value = attrgetter(attribute)(settings)
         if value and not re.fullmatch(pattern, value):
-            findings.append(
-                Finding(setting, False, f"{sanitize_log_line(value)!r} is no name that Azure takes", f"use {rule}")
-            )
+            findings.append(Finding(setting, False, f"invalid name {sanitize_log_line(value)!r}", f"use {rule}"))
     if settings.azure.compute_min_nodes > settings.azure.compute_max_nodes:
         findings.append(Finding("AML_CLUSTER_MIN_NODES", False, "is more than AML_CLUSTER_MAX_NODES", "set it to 0"))
     return findings
@@ -122,7 +121,7 @@ def _quota(settings: Settings, workspace: Any) -> str:
 
 
 def _family(sku: str) -> str:
-    """The name under which Azure counts the cores of a size: STANDARD_DS2_V2 is one of standarddsv2family."""
+    """Return the name under which Azure counts the cores of a size: STANDARD_DS2_V2 belongs to standarddsv2family."""
     series, _, version = sku.lower().removeprefix("standard_").partition("_")
     return f"standard{re.sub(r'[0-9]+', '', series)}{version}family"
 

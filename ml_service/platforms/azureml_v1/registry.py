@@ -1,8 +1,20 @@
-"""Model versions in the registry of an Azure ML workspace, as the port means them. See docs/adr/0051.
+"""Model versions in the registry of an Azure ML workspace, as the port defines them. See docs/adr/0051.
 
-Used on both sides: by the adapter, and by the steps on the compute. The registry has no aliases and no locks, but it
-gives out version numbers one by one. A version is registered as *pending*, which no reader sees, and becomes a version
-of ours when the property ``champion_since`` is added; the champion is the highest of those that is not withdrawn.
+Used on both sides: by the adapter, and by the steps on the compute. The registry of SDK v1 has neither aliases nor
+locks nor transactions. What it has: version numbers that it gives out one by one, tags that can be added, and
+*properties*, which are written once and cannot be changed. That is enough for a compare-and-swap:
+
+1. Before the gate compares, the run reads the highest number of a confirmed version (``newest``).
+2. The version is registered with its files, tags and hashes. It is *pending*: no reader of this module sees a version
+   that lacks the property ``champion_since``.
+3. Compare: the run lists all versions between the number of step 1 and its own. A confirmed one was registered after
+   this run compared. A pending one whose run is alive may be confirmed at any moment. In both cases the run has lost:
+   it deletes its version and compares again. Because numbers are given out one by one, of two runs that race the one
+   with the lower number never sees the other between, so at least one of them wins.
+4. Swap: the run adds ``champion_since``. The version is now visible, whole, to everybody.
+
+A run that dies between 2 and 4 leaves a pending version. Nobody sees it, and runs that come later ignore it, since its
+run is not alive. The champion is derived: the highest confirmed version that has no tag ``withdrawn``.
 """
 
 from __future__ import annotations
@@ -30,38 +42,38 @@ TAGS = (
     "training_rows_sha256",
     "runtime",
 )
-"""What a version carries from the call that creates it, as the port lists it."""
+"""The tags that a version carries from the call that creates it, as the port lists them."""
 
 CONFIRMED = "champion_since"
 WITHDRAWN = "withdrawn"
 CONTENT = "version"
-"""The folder whose files a version is made of; the registry keeps its name."""
+"""The folder whose files a version is made of. Its name is part of each file's path in the registry."""
 
 _FILE, _METRIC = "file:", "metric:"
 _TIMEOUTS = (10, 60)
-"""Seconds to connect to the storage, and between two pieces of a file."""
+"""Seconds to connect to the storage, and to wait for the next bytes of a file."""
 _CHUNK = 1 << 20
 
 
 class LostRace(UnavailableError):
-    """Another run registered a version between our gate and our registration; ours was taken back."""
+    """Another run registered a version between this run's gate and its registration. This run's version is deleted."""
 
 
 class Registry:
-    """One workspace's model versions."""
+    """The model versions in one workspace."""
 
     def __init__(self, workspace: Any) -> None:
         self._workspace = workspace
 
     def versions(self, model_name: str) -> list[ModelVersion]:
-        """The confirmed versions, oldest first; what others put under the name is not ours to serve."""
+        """Return the confirmed versions, oldest first; versions registered by other tools are ignored."""
         return [_version(model) for model in self._models(model_name) if CONFIRMED in model.properties]
 
     def version(self, model_name: str, version: str) -> ModelVersion:
-        """One version.
+        """Return one version.
 
         Raises:
-            UsageError: there is none of that number that the gate registered.
+            UsageError: the gate registered no version of this number.
         """
         for each in self.versions(model_name):
             if each.version == version:
@@ -73,20 +85,20 @@ class Registry:
         )
 
     def champion(self, model_name: str) -> ModelVersion | None:
-        """The newest version that is not withdrawn: each one was champion when it was confirmed."""
-        standing = [version for version in self.versions(model_name) if not version.withdrawn]
-        return standing[-1] if standing else None
+        """Return the newest version that is not withdrawn: each was champion when it was confirmed."""
+        candidates = [version for version in self.versions(model_name) if not version.withdrawn]
+        return candidates[-1] if candidates else None
 
     def newest(self, model_name: str) -> int:
-        """The highest number of a confirmed version so far, 0 before the first."""
+        """Return the highest number of a confirmed version so far, 0 before the first."""
         return max((int(version.version) for version in self.versions(model_name)), default=0)
 
     def _models(self, model_name: str) -> list[Any]:
         from azureml.core import Model
 
         where = f"models {model_name} of workspace {self._workspace.name}"
-        found = attempt(lambda: Model.list(self._workspace, name=model_name, expand=False), where)
-        exact = [model for model in found if model.name == model_name]
+        models = attempt(lambda: Model.list(self._workspace, name=model_name, expand=False), where)
+        exact = [model for model in models if model.name == model_name]
         return sorted(exact, key=lambda model: int(model.version))
 
     def register(
@@ -99,14 +111,19 @@ class Registry:
         newest_seen: int,
         is_alive: Callable[[str], bool],
     ) -> ModelVersion:
-        """Make a version of the files below ``directory``, and the champion of it.
+        """Register the files below ``directory`` as a version, and make it champion.
 
-        ``directory`` must be below the working directory: the SDK refuses any other. ``newest_seen`` was read before
-        the gate. ``is_alive`` says of a run's id whether the run still goes on: a pending version that a dead run
-        left behind is in nobody's way.
+        Args:
+            model_name: the model that gets the version.
+            directory: holds the files. It must be below the working directory: the SDK refuses any other.
+            tags: a value for each of TAGS.
+            registration: the project's ``registration.json``.
+            newest_seen: what ``newest`` returned before the gate compared.
+            is_alive: returns whether a run goes on. Pending versions of runs that have ended are ignored.
 
         Raises:
-            LostRace: another run was faster; what this one registered is taken back.
+            LostRace: another run was faster; the version of this one is deleted.
+            UnavailableError: the workspace cannot be reached.
         """
         from azureml.core import Model
 
@@ -122,7 +139,7 @@ class Registry:
         self._remove_twins(model_name, created, tags["run_id"])
         self._refuse_lost_race(model_name, created, tags["run_id"], newest_seen, is_alive)
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-        # Properties are written once and never changed; the tag of a withdrawal cannot get in the way of this one.
+        # The swap. A property, because a tag could be overwritten by a withdrawal at the same moment.
         attempt(lambda: self._confirm(created.id, moment), where)
         return self.version(model_name, str(created.version))
 
@@ -134,7 +151,7 @@ class Registry:
             model.add_properties({CONFIRMED: moment})
 
     def _remove_twins(self, model_name: str, created: Any, run_id: str) -> None:
-        # The SDK repeats a call whose answer got lost, and then the registry holds the version twice.
+        # The SDK repeats a call whose response was lost, and then the registry holds the version twice.
         for model in self._models(model_name):
             if _is_pending(model) and model.tags.get("run_id") == run_id and model.version != created.version:
                 self._delete(model)
@@ -157,11 +174,15 @@ class Registry:
         try:
             attempt(model.delete, f"model {model.id}")
         except UnavailableError:
-            # It stays pending, and so unseen; the run that made it has ended, so it is in nobody's way.
+            # It stays pending, and its run is about to end: no reader sees it, and later runs ignore it.
             return
 
     def withdraw(self, version: ModelVersion, reason: str) -> ModelVersion | None:
-        """Mark a version; returns the champion afterwards."""
+        """Tag a version as withdrawn, and return the champion afterwards.
+
+        Raises:
+            UsageError: there is no such version.
+        """
         from azureml.core import Model
 
         def mark() -> None:
@@ -177,8 +198,8 @@ class Registry:
         """Fill ``directory`` with a version's files.
 
         Raises:
-            UsageError: the version was deleted in between.
-            IntegrityError: what came is not what was registered, or a file would be written elsewhere.
+            UsageError: the version has been deleted.
+            IntegrityError: a file differs from its hash, or its path leads out of ``directory``.
         """
         where = f"model {version.id} of workspace {self._workspace.name}"
         addresses = attempt(lambda: self._addresses(version), where)
@@ -199,7 +220,7 @@ class Registry:
         )
 
     def _addresses(self, version: ModelVersion) -> dict[str, str]:
-        """Where each file of the version is, signed for reading."""
+        """Return the signed address of each file of the version, by its path."""
         from azureml.core import Model
 
         try:
@@ -221,10 +242,10 @@ def _fetch(address: str, path: Path) -> None:
     import requests
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with requests.get(address, stream=True, timeout=_TIMEOUTS) as answer:
-        answer.raise_for_status()
+    with requests.get(address, stream=True, timeout=_TIMEOUTS) as response:
+        response.raise_for_status()
         with path.open("wb") as file:
-            for chunk in answer.iter_content(_CHUNK):
+            for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
 
 
@@ -233,13 +254,13 @@ def _is_pending(model: Any) -> bool:
 
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Ours, and under the names by which the CI pipeline's users know them; an empty value is left out."""
+    """Return the tags, with the build also under the names that MLOpsPython's users know. Empty values are left out."""
     known = {"BuildId": tags["build_id"], "BuildUri": tags["build_uri"]}
     return {name: value for name, value in {**tags, **known}.items() if value}
 
 
 def _properties(registration: Mapping[str, Any]) -> dict[str, str]:
-    """Files and metrics, one property each: the service limits how long a value may be."""
+    """Return a property for each file and each metric: the service limits the length of a value."""
     files = {f"{_FILE}{path}": str(digest) for path, digest in registration["files"].items()}
     metrics = {f"{_METRIC}{name}": repr(float(value)) for name, value in registration["metrics"].items()}
     return {**files, **metrics}
@@ -264,6 +285,6 @@ def _version(model: Any) -> ModelVersion:
 
 
 def newest_of_build(versions: Sequence[ModelVersion], build_id: str) -> ModelVersion | None:
-    """The newest version that a build registered and nobody withdrew."""
-    mine = [version for version in versions if version.tags["build_id"] == build_id and not version.withdrawn]
-    return mine[-1] if mine else None
+    """Return the newest version that a build registered and that is not withdrawn, or None."""
+    of_build = [version for version in versions if version.tags["build_id"] == build_id and not version.withdrawn]
+    return of_build[-1] if of_build else None

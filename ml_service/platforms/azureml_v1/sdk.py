@@ -1,4 +1,4 @@
-"""The door to azureml-sdk: importing it, signing in, retrying what may be retried, translating what it raises.
+"""Import azureml-sdk, sign in, retry calls that may be retried, and translate the exceptions that it raises.
 
 The SDK is imported when it is used: it takes seconds, exists up to Python 3.11 only, and not every environment has it.
 """
@@ -34,12 +34,12 @@ _UNREACHABLE = (
     "Timeout",
 )
 _SIGNATURE = re.compile(r"\?[^\s'\"]*\bsig=[^\s'\"]*")
-"""What signs an address of the storage: whoever reads it may read the file."""
+"""The query of a signed storage address. Anybody who has it may read the file, so it is never printed."""
 _SIGN_IN = {"AuthenticationException", "ClientAuthenticationError"}
 _SIGN_IN_WORDS = ("AADSTS", "az login", "Azure CLI")
 _ATTEMPTS = 3
 _TOKEN_MARGIN = 300
-"""Seconds before its end at which a token is asked for anew: as early as the SDK renews its own."""
+"""Seconds before its expiry at which a token is renewed: as early as the SDK renews its own."""
 
 T = TypeVar("T")
 
@@ -47,37 +47,40 @@ T = TypeVar("T")
 class _Filter:
     """A standard stream that drops what the SDK prints, and passes on the rest.
 
-    The SDK speaks in the thread that called it and in those that it started, which are those that nobody knew before.
+    The SDK prints in the thread that called it and in threads that it started. The latter are recognised by not having
+    existed before the first call.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        hushed = getattr(_hushed, "yes", False) or threading.current_thread() not in _known
-        return len(text) if hushed else self._stream.write(text)
+        muted = getattr(_muted, "yes", False) or threading.current_thread() not in _known
+        return len(text) if muted else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-_hushed = threading.local()
+_muted = threading.local()
 _changing = threading.Lock()
 _users: list[threading.Thread] = []
 _known: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-"""The threads that were there before the SDK was called."""
+"""The threads that existed before the SDK was called: ours."""
 _born: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-"""The threads that began during its calls: a later call must not take one that lives on for ours."""
+"""The threads that began during its calls: a later call must not take one that lives on for one of ours."""
 _streams: dict[str, tuple[Any, Any]] = {}
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what this thread and those it starts print: the SDK reports to standard output, which belongs to us.
+    """Drop what this thread and those it starts print inside the block: the SDK prints to standard output.
 
-    ``contextlib.redirect_stdout`` holds for all threads at once, and two that overlap leave it redirected.
+    ``contextlib.redirect_stdout`` redirects all threads at once, and two that overlap leave the stream redirected. Here
+    the first block that is entered replaces the streams by filters, the last one that is left restores them, and the
+    filter decides by thread. Threads that overlap may enter and leave in any order.
     """
-    before = getattr(_hushed, "yes", False)
+    before = getattr(_muted, "yes", False)
     with _changing:
         if not _users:
             _known.update(set(threading.enumerate()).difference(_born))
@@ -86,11 +89,11 @@ def quiet() -> Iterator[None]:
                 setattr(sys, name, _streams[name][1])
         _users.append(threading.current_thread())
         _known.add(threading.current_thread())
-    _hushed.yes = True
+    _muted.yes = True
     try:
         yield
     finally:
-        _hushed.yes = before
+        _muted.yes = before
         with _changing:
             _users.pop()
             _born.update(set(threading.enumerate()).difference(_known))
@@ -100,10 +103,10 @@ def quiet() -> Iterator[None]:
 
 
 def import_sdk() -> Any:
-    """``azureml.core``, told to be patient within bounds and to keep its prints to itself.
+    """Import ``azureml.core`` with short retries and without its log output, and return it.
 
     Raises:
-        ConfigurationError: it is not installed.
+        ConfigurationError: the SDK is not installed.
     """
     for name, value in _RETRY_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -123,11 +126,11 @@ def import_sdk() -> Any:
 
 
 def connect(settings: Settings) -> Any:
-    """The workspace that the settings name, signed in.
+    """Sign in, and return the workspace that the settings name.
 
     Raises:
         ConfigurationError: a setting or the SDK is missing.
-        UnavailableError: the sign-in or the workspace was refused or cannot be reached; says which sign-in was tried.
+        UnavailableError: the sign-in or the workspace was refused or cannot be reached. It names the kind of sign-in.
     """
     azure = settings.azure
     require(azure, "subscription_id", "resource_group", "workspace_name")
@@ -141,7 +144,11 @@ def connect(settings: Settings) -> Any:
 
 
 def require(azure: AzureSettings, *names: str) -> None:
-    """Raise ConfigurationError naming every setting that is empty."""
+    """Check that settings are set.
+
+    Raises:
+        ConfigurationError: one is empty. It names all that are.
+    """
     missing = [name.upper() for name in names if not getattr(azure, name)]
     if missing:
         raise ConfigurationError(
@@ -152,7 +159,13 @@ def require(azure: AzureSettings, *names: str) -> None:
 
 
 def sign_in(settings: Settings) -> tuple[str, Any]:
-    """How we sign in, in words, and the SDK's object for it: service principal, managed identity, or the Azure CLI."""
+    """Return how to sign in, in words, and the SDK's object for it.
+
+    That is a service principal where one is set, else a managed identity on a host that has one, else the Azure CLI.
+
+    Raises:
+        ConfigurationError: the service principal is set only in part.
+    """
     azure = settings.azure
     if azure.sp_app_id or azure.sp_app_secret:
         require(azure, "tenant_id", "sp_app_id", "sp_app_secret")
@@ -176,32 +189,36 @@ def _by_token(credential: Any) -> Any:
     # The SDK's own AzureCliAuthentication needs the azure-cli package in this environment; the command is enough here.
     from azureml.core.authentication import TokenAuthentication
 
-    return TokenAuthentication(get_token_for_audience=kept_tokens(credential))
+    return TokenAuthentication(get_token_for_audience=cached_tokens(credential))
 
 
-def kept_tokens(credential: Any) -> Callable[[str], str]:
-    """The token for an audience, kept until shortly before its end.
+def cached_tokens(credential: Any) -> Callable[[str], str]:
+    """Return a function from an audience to its token, which is cached until shortly before it expires.
 
-    The SDK asks for one with each of its requests, and the credential of the Azure CLI starts ``az`` each time.
+    The SDK wants a token for each of its requests, and the credential of the Azure CLI starts ``az`` for each.
     """
-    kept: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
 
     def token(audience: str) -> str:
         # An audience is either a resource's address or one of the SDK's two names for them.
         resource = audience if str(audience).startswith("http") else "https://management.azure.com/"
         scope = f"{resource.rstrip('/')}/.default"
-        if scope not in kept or kept[scope].expires_on - _TOKEN_MARGIN <= time.time():
-            kept[scope] = credential.get_token(scope)
-        return str(kept[scope].token)
+        if scope not in cache or cache[scope].expires_on - _TOKEN_MARGIN <= time.time():
+            cache[scope] = credential.get_token(scope)
+        return str(cache[scope].token)
 
     return token
 
 
 @contextlib.contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Whatever the SDK raises becomes one of our errors that names ``where``; what it prints is dropped.
+    """Turn any exception of the SDK inside the block into UnavailableError naming ``where``. Drop what it prints.
 
-    The SDK raises from half a dozen libraries, and KeyError or TypeError for an answer that it did not expect.
+    The SDK raises the exceptions of half a dozen libraries, and KeyError or TypeError for a response that it did not
+    expect.
+
+    Raises:
+        UnavailableError: as ``translate`` words it.
     """
     try:
         with quiet():
@@ -213,22 +230,28 @@ def translated(where: str) -> Iterator[None]:
 
 
 def attempt(call: Callable[[], T], where: str, *, attempts: int = _ATTEMPTS) -> T:
-    """``call``, again after a transient failure, at most ``attempts`` times. Only for calls that may happen twice."""
-    for left in reversed(range(attempts)):
+    """Return the result of ``call``, which is repeated after transient failures, with pauses of 1, 2, … seconds.
+
+    Only for calls that may happen twice: a response may be lost after the service did the work.
+
+    Raises:
+        UnavailableError: it failed ``attempts`` times, or with an error that will not pass.
+    """
+    for attempts_left in reversed(range(attempts)):
         try:
             with quiet():
                 return call()
         except MlopsError:
             raise
         except Exception as error:
-            if not left or not is_transient(error):
+            if not attempts_left or not is_transient(error):
                 raise translate(error, where) from None
-            time.sleep(2 ** (attempts - 1 - left))
+            time.sleep(2 ** (attempts - 1 - attempts_left))
     raise AssertionError("unreachable")
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status behind an exception of the SDK; 0 when there is none."""
+    """Return the HTTP status behind an exception of the SDK, 0 when there is none."""
     for holder in (error, getattr(error, "response", None), getattr(error, "error", None)):
         status = getattr(holder, "status_code", None)
         if isinstance(status, int):
@@ -238,7 +261,7 @@ def status_of(error: BaseException) -> int:
 
 
 def _text(error: BaseException) -> str:
-    """What an exception says. The SDK's own cannot be shown as text when Azure's answer had no details."""
+    """Return an exception's text. ``str`` fails for those of the SDK when Azure's response had no details."""
     try:
         return str(error)
     except Exception:
@@ -246,35 +269,35 @@ def _text(error: BaseException) -> str:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may well succeed a moment later."""
+    """Return whether the same call may succeed a moment later."""
     return status_of(error) in _TRANSIENT or is_unreachable(error)
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether the SDK says that something does not exist: by the status, by words only where that says nothing."""
+    """Return whether something does not exist: by the HTTP status, and by words only where there is no clear status."""
     status, text = status_of(error), _text(error)
     return status == 404 or (status in (0, 400) and ("NotFound" in text or "not found" in text))
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether no answer came at all."""
+    """Return whether no response came at all."""
     unanswered = bool(_kinds(error) & set(_UNREACHABLE)) or isinstance(error, ConnectionError | TimeoutError)
     return unanswered and not status_of(error)
 
 
 def _kinds(error: BaseException) -> set[str]:
-    """The names of an exception's classes: half a dozen libraries would have to be imported for the classes."""
+    """Return the names of an exception's classes. The classes would cost imports of half a dozen libraries."""
     return {kind.__name__ for kind in type(error).__mro__}
 
 
 def translate(error: BaseException, where: str) -> UnavailableError:
-    """What people are told about an exception of the SDK."""
-    said = first_line(error)
+    """Return the error that reports an exception of the SDK, with what to do next."""
+    message = first_line(error)
     status = status_of(error)
     for applies, what, next_step in _explanations(error, status):
         if applies:
-            return UnavailableError(f"{what}: {said}", where=where, next_step=next_step)
-    return UnavailableError(f"Azure answered: {said}", where=where, next_step="run: inv doctor --platform azureml")
+            return UnavailableError(f"{what}: {message}", where=where, next_step=next_step)
+    return UnavailableError(f"Azure answered: {message}", where=where, next_step="run: inv doctor --platform azureml")
 
 
 def _explanations(error: BaseException, status: int) -> list[tuple[bool, str, str]]:
@@ -303,15 +326,15 @@ def _explanations(error: BaseException, status: int) -> list[tuple[bool, str, st
 
 
 def _proxy() -> str:
-    """The proxy that requests go through, without its password."""
+    """Return which proxy requests go through, without its password."""
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or ""
     return f" and the proxy {proxy.rpartition('@')[2].removeprefix('http://')}" if proxy else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line that is safe to print."""
+    """Return an exception's message, in one line that is safe to print."""
     text = _text(error)
     text = _SIGNATURE.sub("?…", text)
-    found = re.search(r"Message:\s*(.+)", text) or re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', text)
-    line = found.group(1) if found else (text.strip().splitlines() or [""])[0]
+    message = re.search(r"Message:\s*(.+)", text) or re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', text)
+    line = message.group(1) if message else (text.strip().splitlines() or [""])[0]
     return sanitize_log_line(f"{line[:400] or type(error).__name__}")

@@ -2,72 +2,62 @@
 
 Only MLflow's client API is used. Importing this module imports MLflow, which takes seconds: import it when it is
 needed.
+
+How a model is registered, and why nothing is ever half registered:
+
+1. A run takes the model's lock, a file lock that holds on this machine (or on a shared disk). Under it, it reads the
+   champion and the highest version number, lets the project compare, and registers.
+2. The version is created by one call that carries its files' hashes, its metrics and all tags. A version without them
+   was not made here, and no reader of this module sees it.
+3. A remote server may have users on other machines, whom the file lock does not stop, and MLflow has no transactions.
+   But it gives out version numbers one by one. Together with the number read in step 1 this is a compare-and-swap: a
+   version between that number and the run's own means that another run registered after this one compared. The run
+   with the higher number has lost. It deletes its version and fails; the winner's version is left as it is.
+4. The alias ``champion`` is moved last. A process that is killed before that leaves a whole version that the gate has
+   accepted, so whoever takes the lock next moves the alias (``settle``). The alias is thus derived, never decided: it
+   belongs to the newest version that is not withdrawn.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# MLflow reports usage over the network unless told not to; it reads this when it is imported.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# An unreachable server is reported in seconds; MLflow's own default keeps people waiting for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+from filelock import FileLock
 
-
-@contextmanager
-def _without_pandas() -> Iterator[None]:
-    """MLflow imports pandas when it finds it, and works without; the client needs none of it, and it costs a second."""
-    hidden = "pandas" not in sys.modules
-    if hidden:
-        sys.modules["pandas"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules["pandas"]
-
-
-with _without_pandas():
-    from filelock import FileLock
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, RunTag
-    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UsageError  # noqa: E402
-from ml_service.package import compare_files, hash_files  # noqa: E402
-from ml_service.ports import ModelVersion  # noqa: E402
+from ml_service.errors import ConfigurationError, MlopsError, UnavailableError, UsageError
+from ml_service.package import compare_files, hash_files
+from ml_service.platforms.local.mlflow_client import (
+    Metric,
+    MlflowClient,
+    MlflowException,
+    MlflowVersion,
+    RunTag,
+    SQLAlchemyError,
+    open_client,
+)
+from ml_service.ports import ModelVersion
 
 CHAMPION = "champion"
 ARTIFACTS = "version"
-"""Where in a run's artifacts the files of the version it registered are."""
+"""The folder among a run's artifacts that holds the files of the version it registered."""
 
 _ENDED = {"canceled": "KILLED", "completed": "FINISHED", "failed": "FAILED"}
 
-logging.getLogger("alembic").setLevel(logging.WARNING)
-# What MLflow logs as an error, traceback included, it also raises, and here that becomes a message.
-logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-
 
 def default_uri(store: Path) -> str:
-    """The tracking store on this machine."""
+    """Return the address of the tracking store on this machine."""
     return f"sqlite:///{store / 'mlflow.db'}"
 
 
 @contextmanager
 def _translated(uri: str) -> Iterator[None]:
-    """Whatever MLflow raises becomes an error that names the store."""
+    """Turn what MLflow raises inside the block into an error that names the store."""
     try:
         yield
     except MlopsError:
@@ -87,30 +77,37 @@ def _translated(uri: str) -> Iterator[None]:
 
 
 def _bound_retries() -> None:
-    """A database that cannot be reached is reported in seconds: MLflow's ten attempts take almost two minutes."""
+    """Report a database that cannot be reached in seconds: MLflow's ten attempts take almost two minutes."""
     from mlflow.store.db import utils
 
     utils.MAX_RETRY_COUNT = 5
 
 
 def _create_database(path: Path) -> None:
-    """Create the database of this machine whole or not at all; the caller holds the store's lock.
+    """Create the database of this machine whole or not at all. The caller holds the store's lock.
 
-    One whose creation was cut off, by a full disk or a kill, could never be opened again.
+    A database whose creation was cut off, by a full disk or a kill, cannot be opened again. So it is created under
+    another name, and renamed when it is complete.
     """
     if path.exists():
         return
-    fresh = path.with_name(".mlflow.db.new")
-    for left in path.parent.glob(f"{fresh.name}*"):
-        left.unlink()
-    MlflowClient(f"sqlite:///{fresh}", f"sqlite:///{fresh}")
-    fresh.rename(path)
+    incomplete = path.with_name(".mlflow.db.new")
+    # Also its journal, which SQLite would apply to the new one.
+    for leftover in path.parent.glob(f"{incomplete.name}*"):
+        leftover.unlink()
+    open_client(f"sqlite:///{incomplete}")
+    incomplete.rename(path)
 
 
 class MlflowStore:
     """One project's runs and model versions.
 
-    ``locks`` is a directory for file locks, shared by all who use the store.
+    ``uri`` is the tracking store's address, by default the database in the folder ``store``. The folder also holds the
+    file locks, so all who use one tracking store on this machine have to name the same folder.
+
+    Raises:
+        UnavailableError: the store cannot be reached, or has no room.
+        ConfigurationError: the driver of the database is not installed.
     """
 
     def __init__(self, uri: str, store: Path, experiment: str) -> None:
@@ -121,15 +118,15 @@ class MlflowStore:
         self._client: MlflowClient = self._open()
 
     def _open(self) -> MlflowClient:
-        # Two processes that migrate one empty database at once break each other, so the first call happens alone.
+        # The first call on an empty database creates its tables. Two processes that do so at once break each other.
         with _translated(self._uri):
             self._locks.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._locks / "store.lock"), _without_pandas():
+            with FileLock(self._locks / "store.lock"):
                 if not self._is_remote:
                     _bound_retries()
                 if self._uri == default_uri(self._locks.parent):
                     _create_database(self._locks.parent / "mlflow.db")
-                client = MlflowClient(self._uri, self._uri)
+                client = open_client(self._uri)
                 self._experiment_id = self._find_experiment(client) or self._create_experiment(client)
         return client
 
@@ -138,32 +135,32 @@ class MlflowStore:
         return self._uri.startswith(("http://", "https://", "databricks"))
 
     def _find_experiment(self, client: MlflowClient) -> str:
-        found = client.get_experiment_by_name(self._experiment)
-        return str(found.experiment_id) if found else ""
+        experiment = client.get_experiment_by_name(self._experiment)
+        return str(experiment.experiment_id) if experiment else ""
 
     def _create_experiment(self, client: MlflowClient) -> str:
-        # A server chooses the place of artifacts itself; for a database the place is ours.
+        # A server chooses where artifacts are stored; with a database, the folder is ours.
         location = None if self._is_remote else self._artifacts.as_uri()
         try:
             return str(client.create_experiment(self._experiment, artifact_location=location))
         except MlflowException:
             # On a remote store another machine may have been faster.
-            found = self._find_experiment(client)
-            if not found:
+            experiment_id = self._find_experiment(client)
+            if not experiment_id:
                 raise
-            return found
+            return experiment_id
 
     def lock(self, model_name: str) -> FileLock:
-        """The lock under which a model's gate, version and alias move.
+        """Return the lock to hold while a model's champion is read, compared with and replaced.
 
-        It holds on this machine (or shared disk) only.
+        It holds on this machine (or on a shared disk) only. See the top of this module for what holds beyond it.
         """
         return FileLock(self._locks / f"model-{model_name}.lock")
 
     # Runs
 
     def start_run(self, name: str, tags: Mapping[str, str]) -> str:
-        """Record a run as running; returns MLflow's id of it."""
+        """Record a run as running, and return MLflow's id of it."""
         with _translated(self._uri):
             run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
             return str(run.info.run_id)
@@ -185,24 +182,24 @@ class MlflowStore:
                 self._client.log_artifacts(run_id, str(directory), path)
 
     def end_run(self, run_id: str, status: str) -> None:
-        """Record how a run ended: ``completed``, ``canceled`` or ``failed``."""
+        """Record how a run ended; ``status`` is ``completed``, ``canceled`` or ``failed``."""
         with _translated(self._uri):
             self._client.set_terminated(run_id, _ENDED[status])
 
     # Model versions
 
     def versions(self, model_name: str) -> list[ModelVersion]:
-        """The versions that the gate registered, oldest first; what others put under the name is not ours to serve."""
+        """Return the versions that the gate registered, oldest first. Those of other tools are ignored."""
         with _translated(self._uri):
-            found = self._client.search_model_versions(f"name = '{model_name}'", max_results=10_000)
-        ours = [_version(each) for each in found if "files" in each.tags]
-        return sorted(ours, key=lambda version: int(version.version))
+            listed = self._client.search_model_versions(f"name = '{model_name}'", max_results=10_000)
+        registered = [_version(each) for each in listed if "files" in each.tags]
+        return sorted(registered, key=lambda version: int(version.version))
 
     def version(self, model_name: str, version: str) -> ModelVersion:
-        """One version.
+        """Return one version.
 
         Raises:
-            UsageError: there is none of that number that the gate registered.
+            UsageError: the gate registered no version of this number.
         """
         for each in self.versions(model_name):
             if each.version == version:
@@ -212,7 +209,7 @@ class MlflowStore:
         )
 
     def champion(self, model_name: str) -> ModelVersion | None:
-        """The version that the alias names."""
+        """Return the version that the alias names, or None."""
         with _translated(self._uri):
             try:
                 number = str(self._client.get_model_version_by_alias(model_name, CHAMPION).version)
@@ -223,7 +220,7 @@ class MlflowStore:
         return self.version(model_name, number)
 
     def newest(self, model_name: str) -> int:
-        """The highest number given to a version so far, 0 before the first."""
+        """Return the highest version number so far, 0 before the first. Read it before the gate; see ``register``."""
         return max((int(version.version) for version in self.versions(model_name)), default=0)
 
     def register(
@@ -231,12 +228,15 @@ class MlflowStore:
     ) -> ModelVersion:
         """Create a version of the files below ``directory``, whole in one call, and make it champion.
 
-        The caller holds the model's lock, which another machine cannot see. But version numbers are given out one by
-        one: whoever finds a version between ``newest_seen``, read before the gate, and its own has lost, and takes
-        its own back.
+        Args:
+            run_id: MLflow's id of the run, whose artifacts the files become.
+            model_name: the registered model that gets the version.
+            directory: holds the files.
+            tags: as ``version_tags`` returns them.
+            newest_seen: what ``newest`` returned before the gate compared. The caller has held the lock since.
 
         Raises:
-            UnavailableError: the race was lost, or the store could not be reached.
+            UnavailableError: another machine registered a version since then, or the store could not be reached.
         """
         with _translated(self._uri):
             self._client.log_artifacts(run_id, str(directory), ARTIFACTS)
@@ -256,6 +256,7 @@ class MlflowStore:
                 raise
 
     def _refuse_lost_race(self, model_name: str, seen: int, number: int) -> None:
+        # The compare of the compare-and-swap: step 3 at the top of this module.
         between = [each for each in self.versions(model_name) if seen < int(each.version) < number]
         if between:
             with _translated(self._uri):
@@ -267,7 +268,11 @@ class MlflowStore:
             )
 
     def withdraw(self, version: ModelVersion, reason: str) -> ModelVersion | None:
-        """Mark a version, and let the alias fall back; returns the champion afterwards."""
+        """Mark a version, move the alias back, and return the champion afterwards.
+
+        Raises:
+            UsageError: there is no such version.
+        """
         with self.lock(version.name):
             if not self.version(version.name, version.version).withdrawn:
                 with _translated(self._uri):
@@ -275,7 +280,7 @@ class MlflowStore:
             return self._point_alias(version.name)
 
     def settle(self, model_name: str) -> ModelVersion | None:
-        """Finish what a run that was killed between its version and its alias left.
+        """Move the alias where a process that was killed did not get to, and return the champion.
 
         The caller holds the model's lock.
         """
@@ -283,8 +288,8 @@ class MlflowStore:
 
     def _point_alias(self, model_name: str) -> ModelVersion | None:
         # Every version was champion when the gate registered it, so the newest that is not withdrawn is the champion.
-        standing = [version for version in self.versions(model_name) if not version.withdrawn]
-        expected = standing[-1] if standing else None
+        candidates = [version for version in self.versions(model_name) if not version.withdrawn]
+        expected = candidates[-1] if candidates else None
         if expected == self.champion(model_name):
             return expected
         with _translated(self._uri):
@@ -298,7 +303,7 @@ class MlflowStore:
         """Fill ``directory`` with a version's files.
 
         Raises:
-            IntegrityError: what came is not what was registered.
+            IntegrityError: a file differs from the hash that was registered.
         """
         with _translated(self._uri):
             fetched = self._client.download_artifacts(version.tags["mlflow_run_id"], ARTIFACTS, str(directory))
@@ -313,18 +318,18 @@ class MlflowStore:
         )
 
 
-def _version(found: MlflowVersion) -> ModelVersion:
-    tags: dict[str, str] = dict(found.tags)
+def _version(listed: MlflowVersion) -> ModelVersion:
+    tags: dict[str, str] = dict(listed.tags)
     files: dict[str, str] = json.loads(tags.pop("files"))
     metrics: dict[str, float] = json.loads(tags.pop("metrics"))
     withdrawn = tags.pop("withdrawn", "")
-    created = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(timespec="milliseconds")
+    created = datetime.fromtimestamp(listed.creation_timestamp / 1000, UTC).isoformat(timespec="milliseconds")
     return ModelVersion(
-        id=f"{found.name}:{found.version}",
-        name=found.name,
-        version=str(found.version),
+        id=f"{listed.name}:{listed.version}",
+        name=listed.name,
+        version=str(listed.version),
         created=created,
-        tags={**tags, "mlflow_run_id": str(found.run_id)},
+        tags={**tags, "mlflow_run_id": str(listed.run_id)},
         metrics=metrics,
         files=files,
         withdrawn=withdrawn,
@@ -332,7 +337,10 @@ def _version(found: MlflowVersion) -> ModelVersion:
 
 
 def version_tags(registration: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags that a version carries from the call that creates it; ``registration`` is ``registration.json``."""
+    """Return the tags that a version carries from the call that creates it.
+
+    ``registration`` is the project's ``registration.json``, ``tags`` are those of the run.
+    """
     return {
         **tags,
         "runtime": registration["runtime"],
@@ -349,7 +357,7 @@ def _is_absent(error: MlflowException) -> bool:
 
 def _first_line(error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    # MLflow repeats the address that it called, with what stands before the @.
+    # MLflow repeats the address that it called, with the user and password before the @.
     return re.sub(r"://[^/\s@]*@", "://", first)[:300]
 
 

@@ -1,4 +1,4 @@
-"""MLflow's own pages on the tracking store."""
+"""Serve MLflow's web pages on the tracking store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ml_service.console import Console
 from ml_service.errors import UnavailableError, UsageError
 from ml_service.project import read_project
 
-# Its own pages need no jobs, and a person needs no warnings about its libraries.
+# The pages need no background jobs, and a person needs no warnings about MLflow's libraries.
 _QUIET = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -27,8 +27,8 @@ def serve(settings: Settings, console: Console, port: int) -> None:
     """Serve the pages on loopback until interrupted.
 
     Raises:
-        UsageError: the store is a server, which has pages of its own.
-        UnavailableError: the port is in use.
+        UsageError: the store is a server, which has pages of its own, or ``port`` is not a port.
+        UnavailableError: the port is in use, or MLflow does not start.
     """
     uri = settings.tracking_uri
     if uri.startswith(("http://", "https://")):
@@ -36,7 +36,7 @@ def serve(settings: Settings, console: Console, port: int) -> None:
             "the tracking store is a server", where="MLFLOW_TRACKING_URI", next_step="open its address in a browser"
         )
     if not 0 < port < 65536:
-        raise UsageError(f"{port} is no port", where="--port", next_step="use a number from 1 to 65535")
+        raise UsageError(f"invalid port {port}", where="--port", next_step="use a number from 1 to 65535")
     _refuse_used(port)
     _open_store(settings)
     model = settings.model_name or read_project(settings.root, settings.project).model_name
@@ -62,7 +62,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
                 return
         except requests.RequestException:
             time.sleep(0.2)
-    raise UnavailableError("MLflow's pages did not start", where="inv ui", next_step="read what it said above")
+    raise UnavailableError("MLflow's pages did not start", where="inv ui", next_step="read its log above")
 
 
 def _command(port: int) -> list[str]:
@@ -84,7 +84,7 @@ def _addresses(settings: Settings) -> dict[str, str]:
 
 
 def _open_store(settings: Settings) -> None:
-    """Create the store where there is none yet, alone: two who migrate one database at once break each other."""
+    """Create the database where there is none yet, under its lock: the server would do so without one."""
     from ml_service.platforms.local.mlflow_store import MlflowStore
 
     MlflowStore(settings.tracking_uri, Path(settings.store), settings.experiment)

@@ -1,4 +1,11 @@
-"""Published training pipelines as directories: ``STORE/pipelines/PROJECT/BUILD/{pipeline.json, sources/}``."""
+"""Published training pipelines as directories: ``STORE/pipelines/PROJECT/BUILD/{pipeline.json, sources/}``.
+
+To publish is to freeze: the project's files are copied, so that a run days later trains with the code of the commit
+that was published. The copies are made in a temporary directory beside the final one, hashed again (a file may have
+been edited between its hash and its copy), and the directory is then renamed. A rename within one folder is atomic, so
+a reader sees a whole pipeline or none, and of two processes that publish one build at once exactly one succeeds: the
+other finds the directory there and compares contents. Before each run the hashes are checked once more (``verify``).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +26,7 @@ from ml_service.ports import Build, PipelineDefinition, PublishedPipeline
 
 @dataclass(frozen=True)
 class FrozenPipeline:
-    """A published pipeline and where its frozen sources are."""
+    """A published pipeline, the directory of its frozen sources, and their hashes."""
 
     published: PublishedPipeline
     sources: Path
@@ -29,13 +36,18 @@ class FrozenPipeline:
 
 
 class PipelineDirectory:
-    """The published pipelines below one directory. Publishing is one rename, so a reader sees all of it or nothing."""
+    """The published pipelines below one directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def publish(self, definition: PipelineDefinition, build: Build) -> PublishedPipeline:
-        """Freeze ``definition`` under the build's id; the contract is that of ``Platform.publish``."""
+        """Freeze ``definition`` under the build's id. The contract is that of ``Platform.publish``.
+
+        Raises:
+            UsageError: the build has published other content.
+            IntegrityError: a file changed while it was copied.
+        """
         content = _content_sha256(definition)
         final = self._directory / definition.project / build.id
         if not final.is_dir():
@@ -50,15 +62,20 @@ class PipelineDirectory:
         return published
 
     def find(self, project: str, build_id: str) -> FrozenPipeline | None:
-        """What a build published, or None."""
+        """Return the pipeline that a build published, or None.
+
+        Raises:
+            IntegrityError: its record cannot be read.
+        """
         directory = self._directory / project / build_id
         return self._read(directory) if directory.is_dir() else None
 
     def get(self, pipeline_id: str) -> FrozenPipeline:
-        """The pipeline of that id.
+        """Return the pipeline with this id.
 
         Raises:
             UsageError: there is none.
+            IntegrityError: a record cannot be read.
         """
         for directory in self._directory.glob("*/*"):
             frozen = self._read(directory) if not directory.name.startswith(".") else None
@@ -69,7 +86,11 @@ class PipelineDirectory:
         )
 
     def verify(self, frozen: FrozenPipeline) -> None:
-        """Raise IntegrityError when the frozen sources are no longer what was published."""
+        """Compare the frozen sources with the hashes in the record.
+
+        Raises:
+            IntegrityError: a file is missing, differs, or was added.
+        """
         compare_files(
             frozen.files,
             hash_files(frozen.sources),
@@ -115,7 +136,7 @@ class PipelineDirectory:
             return FrozenPipeline(published, directory / "sources", raw["files"], raw["parameters"], raw["lock_sha256"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
-                f"is not what publish writes ({error!r})",
+                f"not a pipeline's record as publish writes it ({error!r})",
                 where=str(path),
                 next_step=f"remove {directory} and publish again",
             ) from None

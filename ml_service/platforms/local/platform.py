@@ -5,16 +5,12 @@ No account needed.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +18,14 @@ from ml_service.config import Settings
 from ml_service.errors import DataError, UnavailableError, UsageError
 from ml_service.package import sha256_of
 from ml_service.platforms.local.pipelines import FrozenPipeline, PipelineDirectory
-from ml_service.platforms.local.run import LOG, RunSpec, read_run, read_run_spec, write_run, write_run_spec
+from ml_service.platforms.local.run import RunSpec, read_run_spec, write_run, write_run_spec
+from ml_service.platforms.local.run_process import RunProcess
 from ml_service.ports import (
     Build,
     Finding,
     ModelVersion,
     PipelineDefinition,
+    Platform,
     Progress,
     PublishedPipeline,
     Run,
@@ -38,14 +36,8 @@ from ml_service.project import LOCK
 if TYPE_CHECKING:
     from ml_service.platforms.local.mlflow_store import MlflowStore
 
-_POLL = 0.05
-"""Seconds between two looks at a run."""
 
-_CODE = Path(__file__).resolve().parents[3]
-"""Where ``ml_service`` is found: the project that a run trains may be in another repository."""
-
-
-class LocalPlatform:
+class LocalPlatform(Platform):
     """Implements ``ports.Platform`` with directories, processes and MLflow."""
 
     name = "local"
@@ -54,7 +46,6 @@ class LocalPlatform:
         self._settings = settings
         self._pipelines = PipelineDirectory(settings.store / "pipelines")
         self._runs = settings.store / "runs"
-        self._opened: MlflowStore | None = None
 
     # Pipelines
 
@@ -62,8 +53,8 @@ class LocalPlatform:
         return self._pipelines.publish(definition, build)
 
     def pipelines(self, project: str, build_id: str) -> Sequence[PublishedPipeline]:
-        found = self._pipelines.find(project, build_id)
-        return [found.published] if found else []
+        frozen = self._pipelines.find(project, build_id)
+        return [frozen.published] if frozen else []
 
     def pipeline(self, pipeline_id: str) -> PublishedPipeline:
         return self._pipelines.get(pipeline_id).published
@@ -86,7 +77,7 @@ class LocalPlatform:
             _snapshot(data, directory / "data.csv")
             write_run_spec(directory, self._run_spec(frozen, run, sha256_of(directory / "data.csv")))
             write_run(directory, run)
-            self._start(directory)
+            RunProcess(directory).start(self._settings.tracking_uri)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -125,55 +116,32 @@ class LocalPlatform:
             },
         )
 
-    def _start(self, directory: Path) -> None:
-        # The lock belongs to the open file that the process inherits: it is held as long as the process lives.
-        with (directory / "alive").open("w") as alive, (directory / LOG).open("wb") as log:
-            fcntl.flock(alive, fcntl.LOCK_EX)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ml_service.platforms.local.run", str(directory)],
-                cwd=_CODE,
-                # By the environment, since an address may hold a password.
-                env={**os.environ, "MLFLOW_TRACKING_URI": self._settings.tracking_uri},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[alive.fileno()],
-            )
-            (directory / "pid").write_text(str(process.pid))
-
     def wait(self, run: Run, progress: Progress) -> Run:
+        process = self._process(run)
+        process.follow(progress)
+        return process.read()
+
+    def cancel(self, run: Run) -> None:
+        process = self._process(run)
+        process.terminate()
+        process.follow(lambda line: None)
+
+    def _process(self, run: Run) -> RunProcess:
         directory = self._runs / run.id
         if not directory.is_dir():
             raise UsageError(f"there is no run {run.id!r}", where=str(self._runs), next_step="run: inv train")
-        lines = _tail(directory / LOG)
-        while _is_alive(directory):
-            _pass_on(lines, progress)
-            time.sleep(_POLL)
-        _pass_on(lines, progress)
-        return self._read(directory)
-
-    def cancel(self, run: Run) -> None:
-        directory = self._runs / run.id
-        if _is_alive(directory):
-            os.kill(int((directory / "pid").read_text()), signal.SIGTERM)
-        self.wait(run, lambda line: None)
+        return RunProcess(directory)
 
     def runs(self, project: str, build_id: str) -> Sequence[Run]:
-        directories = sorted(self._runs.glob(f"{build_id}-*/run.json"), key=lambda path: path.stat().st_mtime)
-        found = [self._read(path.parent) for path in directories if read_run_spec(path.parent).project == project]
-        return [run for run in found if run.build.id == build_id]
+        records = sorted(self._runs.glob(f"{build_id}-*/run.json"), key=lambda path: path.stat().st_mtime)
+        directories = [path.parent for path in records if read_run_spec(path.parent).project == project]
+        runs = [RunProcess(directory).read() for directory in directories]
+        # "b1-*" matches the directories of build "b1-2", too.
+        return [run for run in runs if run.build.id == build_id]
 
     def plots(self, run: Run) -> Mapping[str, str]:
-        found = sorted((self._runs / run.id).glob("*/plots/*.svg"))
-        return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in found}
-
-    def _read(self, directory: Path) -> Run:
-        alive = _is_alive(directory)
-        run = replace(read_run(directory), url=str(directory))
-        if run.status is RunStatus.RUNNING and not alive:
-            return replace(run, status=RunStatus.FAILED, error=_how_it_died(directory), exit_code=5)
-        return run
+        paths = sorted((self._runs / run.id).glob("*/plots/*.svg"))
+        return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in paths}
 
     # Model versions
 
@@ -181,26 +149,23 @@ class LocalPlatform:
     def _experiment(self) -> str:
         return self._settings.experiment
 
-    @property
+    @cached_property
     def _store(self) -> MlflowStore:
-        if self._opened is None:
-            from ml_service.platforms.local.mlflow_store import MlflowStore
+        # Imported and opened when it is needed: both take seconds.
+        from ml_service.platforms.local.mlflow_store import MlflowStore
 
-            self._opened = MlflowStore(self._settings.tracking_uri, self._settings.store, self._experiment)
-        return self._opened
+        return MlflowStore(self._settings.tracking_uri, self._settings.store, self._experiment)
 
     def model_of_build(self, model_name: str, build_id: str) -> ModelVersion | None:
-        mine = [
-            version
-            for version in self._store.versions(model_name)
-            if version.tags["build_id"] == build_id and not version.withdrawn
-        ]
-        return mine[-1] if mine else None
+        versions = self._store.versions(model_name)
+        of_build = [each for each in versions if each.tags["build_id"] == build_id and not each.withdrawn]
+        return of_build[-1] if of_build else None
 
     def version(self, model_name: str, version: str) -> ModelVersion:
         return self._store.version(model_name, version)
 
     def champion(self, model_name: str) -> ModelVersion | None:
+        """Return the version that the alias names, after finishing what a killed run or withdrawal began (7)."""
         with self._store.lock(model_name):
             return self._store.settle(model_name)
 
@@ -239,44 +204,8 @@ def _snapshot(data: Path, copy: Path) -> None:
         ) from None
 
 
-def _is_alive(directory: Path) -> bool:
-    try:
-        with (directory / "alive").open("r") as alive:
-            fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _tail(path: Path) -> Iterator[str | None]:
-    """The lines of a growing file; None when there is no whole line for now."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        part = ""
-        while True:
-            part += file.readline()
-            if part.endswith("\n"):
-                yield part.rstrip("\n")
-                part = ""
-            else:
-                yield None
-
-
-def _pass_on(lines: Iterator[str | None], progress: Progress) -> None:
-    while (line := next(lines)) is not None:
-        progress(line)
-
-
-def _how_it_died(directory: Path) -> str:
-    lines = (directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    free = shutil.disk_usage(directory).free
-    if free < 1 << 20:
-        return f"ended without a result: the disk of {directory} is full"
-    return f"ended without a result, perhaps it was killed; its log ends with: {lines[-1] if lines else 'nothing'}"
-
-
 def _existing(path: Path) -> Path:
+    """Return ``path``, or the nearest folder above it that exists."""
     while not path.exists():
         path = path.parent
     return path

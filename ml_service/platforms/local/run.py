@@ -1,8 +1,8 @@
-"""A training run on this machine, as a process of its own: ``python -m ml_service.platforms.local.run
-RUN_DIRECTORY``.
+"""A training run on this machine, as a process of its own: ``python -m ml_service.platforms.local.run RUN_DIRECTORY``.
 
-``LocalPlatform.submit`` prepares the directory and starts the process; it trains, lets the gate decide, registers,
-and writes how it stands into ``run.json``. The process goes on when whoever submitted it is gone.
+``LocalPlatform.submit`` prepares the directory and starts the process. The process trains, lets the gate decide,
+registers, and writes the result into ``run.json``. It goes on when the process that submitted it has ended;
+``run_process`` says how others know that it runs.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def write_run_spec(directory: Path, spec: RunSpec) -> None:
 
 
 def write_run(directory: Path, run: Run) -> None:
-    """Record how a run stands."""
+    """Write the run's state, which ``read_run`` returns."""
     write_json(directory / RUN_JSON, asdict(run))
 
 
 def say(line: str) -> None:
-    """One line of the run's log, which ``wait`` shows as progress."""
+    """Print one line to the run's log, which ``wait`` passes on as progress."""
     print(line, flush=True)
 
 
@@ -80,22 +80,27 @@ class TrainingRun:
         self._tags = dict(self._spec.tags)
 
     def execute(self) -> Run:
-        """Run to the end; what goes wrong becomes the run's error."""
+        """Train, compare and register; return the run as it ended.
+
+        Raises:
+            MlopsError: a step failed, or the store cannot be reached.
+            Terminated: the run was asked to end.
+        """
         with self._training() as training:
-            # MLflow takes seconds to import and open; the training process uses them.
+            # Importing and opening MLflow takes seconds, and training runs in another process meanwhile.
             from ml_service.platforms.local.mlflow_store import MlflowStore
 
             spec = self._spec
             store = MlflowStore(os.environ.get("MLFLOW_TRACKING_URI", ""), Path(spec.store), spec.experiment)
-            recorded = store.start_run(spec.run_id, self._tags)
+            mlflow_id = store.start_run(spec.run_id, self._tags)
             try:
                 training.finish(self._say)
-                self._log_training(store, recorded)
-                run = self._decide(store, recorded)
+                self._log_training(store, mlflow_id)
+                run = self._decide(store, mlflow_id)
             except BaseException:
-                store.end_run(recorded, "failed")
+                store.end_run(mlflow_id, "failed")
                 raise
-            store.end_run(recorded, run.status.value)
+            store.end_run(mlflow_id, run.status.value)
             return run
 
     def _training(self) -> AbstractContextManager[StepProcess]:
@@ -112,7 +117,7 @@ class TrainingRun:
 
     @contextmanager
     def _started(self, *arguments: str) -> Iterator[StepProcess]:
-        """A step that does not outlive the block, whenever a request to end the run arrives."""
+        """Start a step that does not outlive the block, whenever a request to end the run arrives."""
         with ExitStack() as ending:
             with _request.held_back():
                 step = StepProcess(self._spec.project, arguments, self._sources, os.environ)
@@ -124,32 +129,33 @@ class TrainingRun:
             step.finish(self._say)
 
     def _say(self, line: str) -> None:
-        # Paths of the run are long, and the run's directory has been named.
+        # The paths below the run's directory are long, and the log is in that directory.
         say(line.replace(f"{self._directory}/", ""))
 
-    def _log_training(self, store: MlflowStore, recorded: str) -> None:
-        store.log(recorded, read_step_json(self._candidate / "metrics.json"), {})
-        store.log_directory(recorded, self._candidate / "plots", "plots")
+    def _log_training(self, store: MlflowStore, mlflow_id: str) -> None:
+        store.log(mlflow_id, read_step_json(self._candidate / "metrics.json"), {})
+        store.log_directory(mlflow_id, self._candidate / "plots", "plots")
 
-    def _decide(self, store: MlflowStore, recorded: str) -> Run:
+    def _decide(self, store: MlflowStore, mlflow_id: str) -> Run:
+        # From here to the alias under one lock: the champion that the gate compares with is the one that it replaces.
         with store.lock(self._spec.model_name):
             champion = store.settle(self._spec.model_name)
             newest = store.newest(self._spec.model_name)
-            verdict = self._verdict(store, recorded, champion)
+            verdict = self._verdict(store, mlflow_id, champion)
             run = replace(self._run, verdict=verdict)
             if not verdict["accept"]:
                 return self._not_better(run)
-            return self._register(store, recorded, run, newest)
+            return self._register(store, mlflow_id, run, newest)
 
-    def _verdict(self, store: MlflowStore, recorded: str, champion: ModelVersion | None) -> dict[str, Any]:
+    def _verdict(self, store: MlflowStore, mlflow_id: str, champion: ModelVersion | None) -> dict[str, Any]:
         if not self._spec.run_evaluation:
             verdict: dict[str, Any] = {"accept": True, "reason": "RUN_EVALUATION=false: registered without comparing"}
             write_json(self._directory / "verdict.json", verdict)
         else:
             verdict = self._evaluate(store, champion)
-            store.log_directory(recorded, self._directory / "evaluation" / "plots", "plots")
+            store.log_directory(mlflow_id, self._directory / "evaluation" / "plots", "plots")
         say(f"verdict: {'accepted' if verdict['accept'] else 'rejected'}: {verdict['reason']}")
-        store.log(recorded, {}, {"verdict": json.dumps(verdict)})
+        store.log(mlflow_id, {}, {"verdict": json.dumps(verdict)})
         return verdict
 
     def _evaluate(self, store: MlflowStore, champion: ModelVersion | None) -> dict[str, Any]:
@@ -167,7 +173,7 @@ class TrainingRun:
         canceled = self._spec.allow_run_cancel
         return replace(run, status=RunStatus.CANCELED if canceled else RunStatus.COMPLETED)
 
-    def _register(self, store: MlflowStore, recorded: str, run: Run, newest: int) -> Run:
+    def _register(self, store: MlflowStore, mlflow_id: str, run: Run, newest: int) -> Run:
         from ml_service.platforms.local.mlflow_store import version_tags
 
         output = self._directory / "registration"
@@ -176,7 +182,7 @@ class TrainingRun:
         registration = read_step_json(output / "registration.json")
         content = copy_registered(self._candidate, registration["files"], _empty(self._directory / "version"))
         tags = version_tags(registration, self._tags)
-        version = store.register(recorded, self._spec.model_name, content, tags, newest_seen=newest)
+        version = store.register(mlflow_id, self._spec.model_name, content, tags, newest_seen=newest)
         say(f"registered: {version.reference}, the new champion")
         return replace(run, status=RunStatus.COMPLETED, registered=version.reference)
 
@@ -188,18 +194,28 @@ def _empty(directory: Path) -> Path:
 
 
 class Terminated(Exception):
-    """The run was asked to end."""
+    """The run was asked to end (SIGTERM)."""
 
 
 class Request:
-    """A request to end the run (SIGTERM): raises where the run is, but not where it would lose track of a process."""
+    """A request to end the run (SIGTERM). It raises Terminated wherever the run is, except while it is held back.
+
+    Without holding back, the signal might arrive after a step's process has started and before the run knows of it:
+    the run would end, and the step would go on without it.
+    """
 
     def __init__(self) -> None:
         self._held_back = False
         self._arrived = False
 
     def arrive(self, signum: int, frame: FrameType | None) -> None:
-        """Handle the signal. Once is enough: a second request must not interrupt the record of the first."""
+        """Handle the signal.
+
+        A second signal is ignored from here on: it must not interrupt the writing of the result.
+
+        Raises:
+            Terminated: unless the request is held back.
+        """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._arrived = True
         if not self._held_back:
@@ -207,7 +223,11 @@ class Request:
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """A request that arrives inside the block is raised at its end."""
+        """Hold back a request that arrives inside the block until its end.
+
+        Raises:
+            Terminated: a request has arrived.
+        """
         self._held_back = True
         try:
             yield
@@ -221,7 +241,7 @@ _request = Request()
 
 
 def main(directory: Path) -> int:
-    """Execute the run in ``directory``; returns the exit code of its error's kind."""
+    """Execute the run in ``directory``, write its result, and return the exit code of its error, 0 without one."""
     signal.signal(signal.SIGTERM, _request.arrive)
     run = read_run(directory)
     try:
@@ -242,7 +262,7 @@ def _failed(run: Run, error: MlopsError) -> Run:
 
 
 def read_run(directory: Path) -> Run:
-    """How the run in ``directory`` stands, as far as it wrote it down."""
+    """Return the run's state as it was last written. It may say RUNNING of a process that was killed."""
     raw = json.loads((directory / RUN_JSON).read_bytes())
     return Run(**{**raw, "build": Build(**raw["build"]), "status": RunStatus(raw["status"])})
 
@@ -251,5 +271,5 @@ if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is written down. Python would take more than a second to take MLflow apart, object by object.
+    # Skip interpreter shutdown: tearing MLflow down takes over a second, and the result is written.
     os._exit(code)

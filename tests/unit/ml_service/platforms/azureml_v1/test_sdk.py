@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ml_service.platforms.azureml_v1.pipeline import requirements
+from ml_service.platforms.azureml_v1.assets import requirements
 from ml_service.platforms.azureml_v1.sdk import (
+    cached_tokens,
     first_line,
     is_missing,
     is_transient,
-    kept_tokens,
     quiet,
     status_of,
     translate,
@@ -116,14 +116,14 @@ class Credential:
 @pytest.mark.parametrize(("seconds", "tokens"), [(3600, ["token-1", "token-1"]), (299, ["token-1", "token-2"])])
 def test_a_token_is_asked_for_once_until_shortly_before_its_end(seconds: int, tokens: list[str]) -> None:
     """Each question to the Azure CLI is a process; a token about to end would end in the middle of a call."""
-    token = kept_tokens(Credential(seconds))
+    token = cached_tokens(Credential(seconds))
     assert tokens == [token("https://management.azure.com/"), token("ARM")]
 
 
 def test_each_audience_has_its_own_token() -> None:
     """One for ARM is refused elsewhere."""
     credential = Credential(3600)
-    token = kept_tokens(credential)
+    token = cached_tokens(credential)
     assert ["token-1", "token-2"] == [token("ARM"), token("https://storage.azure.com")]
     assert ["https://management.azure.com/.default", "https://storage.azure.com/.default"] == credential.asked
 
