@@ -1,4 +1,4 @@
-"""Import a library without one of its optional dependencies, where that takes seconds to load and nothing here uses it."""
+"""Import a library without one of its optional dependencies, where that takes seconds to load and is not used here."""
 
 from __future__ import annotations
 

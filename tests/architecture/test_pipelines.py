@@ -15,9 +15,11 @@ import yaml
 from ml_service.stages import STAGES
 from tasks import parse_task
 from tests.support.sources import ROOT
-from tools.azure_pipelines.check import GROUP, OUTPUTS, Problem, check, pipeline_files
+from tools.azure_pipelines.check import check, pipeline_files
 from tools.azure_pipelines.expand import expand
 from tools.azure_pipelines.model import Pipeline, Stage, read
+from tools.azure_pipelines.rules.expressions import OUTPUTS
+from tools.azure_pipelines.rules.subject import GROUP, Problem
 from tools.azure_pipelines.schema import FALSE_ALARMS
 
 FOLDER = ROOT / ".azure-pipelines"
@@ -157,7 +159,7 @@ def test_one_image_is_built_and_every_stage_deploys_it() -> None:
 
 def deployments(found: Pipeline) -> list[Stage]:
     """The stages that deploy."""
-    return [stage for stage in found.stages if any(job.is_deployment for job in stage.jobs)]
+    return [stage for stage in found.stages if any("deployment" in job.raw for job in stage.jobs)]
 
 
 def test_each_target_is_deployed_then_asked_only_where_its_name_is_set() -> None:
@@ -217,7 +219,7 @@ RUN, QUALITY, VARIABLES = "templates/run.yml", "templates/quality-job.yml", "dia
 @pytest.mark.parametrize(
     "file, old, new, message",
     [
-        (TRAIN, "inv package-artifact --output artifact", "az ml model download", "is no inv task"),
+        (TRAIN, "inv package-artifact --output artifact", "az ml model download", "is not an inv task"),
         (TRAIN, "inv publish", "inv publish && rm -r x", "more than one plain command"),
         (TRAIN, "inv publish", "inv publish train", "calls 2 tasks"),
         (TRAIN, "inv publish", "inv publsh", "is no valid call"),

@@ -26,7 +26,8 @@ from tests.support.services import engine_or_skip, registry_or_skip
 from tests.support.sources import ROOT, repository_files
 from tools.azure_pipelines.expand import expand
 from tools.azure_pipelines.model import Pipeline, read
-from tools.azure_pipelines.player import CANCELED, FAILED, SKIPPED, SUCCEEDED, Played, Player, make_checkout
+from tools.azure_pipelines.played import CANCELED, FAILED, SKIPPED, SUCCEEDED, Played
+from tools.azure_pipelines.player import Player, make_checkout
 
 FOLDER = ROOT / ".azure-pipelines"
 TRAIN, DEPLOY = "diabetes_regression-ci-train-register.yml", "diabetes_regression-cd-deploy.yml"
@@ -172,7 +173,7 @@ def test_a_build_id_that_is_no_number_is_refused(trained: tuple[Player, Played])
     refused = player.play(pipeline(DEPLOY, artifactBuildId="101; ls"), "203")
     player.records.pop()
     assert refused.stages == {"Image": FAILED, "ACI": SKIPPED, "AKS": SKIPPED, "WebApp": SKIPPED}
-    assert "is no build id: digits only" in refused.log
+    assert "invalid build id '101; ls': expected digits only" in refused.log
     assert not any("; ls" in script for script in refused.scripts)
 
 

@@ -15,7 +15,8 @@ import tasks
 from tests.support.sources import ROOT, repository_files
 from tools.azure_pipelines.expand import expand
 from tools.azure_pipelines.model import Pipeline, read
-from tools.azure_pipelines.player import FAILED, SKIPPED, SUCCEEDED, Played, Player, make_checkout
+from tools.azure_pipelines.played import FAILED, SKIPPED, SUCCEEDED, Played
+from tools.azure_pipelines.player import Player, make_checkout
 
 FOLDER = ROOT / ".azure-pipelines"
 PLANTED = "##vso[task.setvariable variable=planted;isoutput=true]yes"

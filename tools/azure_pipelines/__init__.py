@@ -1,7 +1,7 @@
-"""Azure Pipelines' YAML, read as Azure reads it: templates expanded, conditions evaluated, every name looked up.
+"""Read Azure Pipelines' YAML as Azure does: expand templates, evaluate conditions, look up every name.
 
 Source: https://learn.microsoft.com/azure/devops/pipelines/process/templates and …/expressions. Only what
-``.azure-pipelines`` uses is known here; anything else is an error and not silently accepted.
+``.azure-pipelines`` uses is known here. Anything else is an error and not silently accepted.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ FOLDER = ".azure-pipelines"
 
 
 def diagnose(root: Path, console: Console, parse_task: Callable[[Sequence[str]], str]) -> None:
-    """Look at every pipeline of the repository ``root``; ``parse_task`` is that of tasks.py.
+    """Check every pipeline of the repository ``root``, and print each problem with its file and line.
+
+    ``parse_task`` returns the task that the words after ``inv`` call; it is that of tasks.py.
 
     Raises:
-        ConfigurationError: something is wrong; each line before says what, in which file and line.
+        ConfigurationError: a pipeline has a problem, or PyYAML is not installed.
     """
     try:
         from tools.azure_pipelines.check import check, pipeline_files

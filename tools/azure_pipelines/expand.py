@@ -1,4 +1,19 @@
-"""Templates expanded: what Azure runs, made of the files as they are."""
+"""Expand templates: turn the files into the one document that Azure runs.
+
+The order of evaluation is Azure's, and it matters, because an expression sees only what was known before it:
+
+1. The pipeline's parameters are bound (given values, else defaults) and checked against their declarations. They are
+   the only context of ``${{ … }}`` here: variables get their values when the run starts.
+2. The document is walked from the top. In a mapping or sequence, directives come first: ``if``, ``elseif`` and ``else``
+   that follow one another are one chain, of which the first branch that holds is taken, and branches that are not taken
+   are never evaluated. ``each`` repeats its body with its variable bound. ``insert`` merges a mapping.
+3. The remaining values are evaluated. A value that is one whole expression keeps its type, so that a list or mapping
+   can be passed on; an expression inside a text becomes text.
+4. In the sections that may hold templates, each ``template:`` is replaced by that section of its file, expanded in the
+   same way with the parameters that step 3 has evaluated, and with no other context of the caller.
+
+Source: https://learn.microsoft.com/azure/devops/pipelines/process/template-expressions
+"""
 
 from __future__ import annotations
 
@@ -18,38 +33,38 @@ _SECTIONS = ("stages", "jobs", "steps", "variables")
 
 @dataclass(frozen=True)
 class Scope:
-    """What an expression can see, and the file that it stands in."""
+    """The contexts that an expression can read, and the file that it stands in."""
 
     folder: Path
     file: str
     contexts: Mapping[str, Any]
     read: set[str] = field(default_factory=set)
-    """Collects the name of every file that took part."""
+    """Collects the name of every file that was read."""
 
     def within(self, **more: object) -> Scope:
-        """This scope with more contexts."""
+        """Return this scope with more contexts."""
         return Scope(self.folder, self.file, {**self.contexts, **more}, self.read)
 
 
-def expand(folder: Path, name: str, given: Mapping[str, Any] | None = None) -> tuple[Map, set[str]]:
-    """The pipeline of ``folder/name`` with the parameters ``given``, and the files that it is made of.
+def expand(folder: Path, name: str, parameters: Mapping[str, Any] | None = None) -> tuple[Map, set[str]]:
+    """Return the expanded pipeline ``folder/name``, and the names of the files that it is made of.
 
     Raises:
-        PipelineError: with the place of what is wrong.
+        PipelineError: something is wrong, with its place.
     """
     document = load(folder, name)
     scope = Scope(folder, name, {"variables": {}}, {name})
-    parameters = _parameters(document, given or {}, scope, document.place)
+    bound = _parameters(document, parameters or {}, scope, document.place)
     body = Map((key, value) for key, value in document.items() if key != "parameters")
-    expanded = _value(body, scope.within(parameters=parameters))
+    expanded = _value(body, scope.within(parameters=bound))
     assert isinstance(expanded, Map)
     expanded.place = document.place
     return expanded, scope.read
 
 
-def _parameters(document: Map, given: Mapping[str, Any], scope: Scope, caller: Place) -> dict[str, Any]:
+def _parameters(document: Map, arguments: Mapping[str, Any], scope: Scope, caller: Place) -> dict[str, Any]:
     declared = {str(one["name"]): one for one in document.get("parameters", [])}
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name not in declared:
             raise PipelineError(f"{scope.file} has no parameter {str(name)!r}", place_of(name, caller))
         allowed = declared[name].get("values")
@@ -57,9 +72,9 @@ def _parameters(document: Map, given: Mapping[str, Any], scope: Scope, caller: P
             raise PipelineError(f"{str(value)!r} is not allowed for {str(name)!r}", place_of(value, caller))
     values: dict[str, Any] = {}
     for name, one in declared.items():
-        if name not in given and "default" not in one:
+        if name not in arguments and "default" not in one:
             raise PipelineError(f"{scope.file} needs the parameter {name!r}", caller)
-        values[name] = given[name] if name in given else one["default"]
+        values[name] = arguments[name] if name in arguments else one["default"]
     return values
 
 
@@ -68,9 +83,9 @@ def _parameters(document: Map, given: Mapping[str, Any], scope: Scope, caller: P
 
 def _value(value: Any, scope: Scope) -> Any:
     if isinstance(value, Map):
-        made = Map(_entries(value, scope))
-        made.place = place_of(value, Place(scope.file, 1))
-        return made
+        mapping = Map(_entries(value, scope))
+        mapping.place = place_of(value, Place(scope.file, 1))
+        return mapping
     if isinstance(value, List):
         items = List(_items(value, scope))
         items.place = value.place
@@ -83,24 +98,24 @@ def _value(value: Any, scope: Scope) -> Any:
 def _scalar(value: Text, scope: Scope) -> Any:
     whole = _EXPRESSION.fullmatch(value)
     if whole:
-        found = _evaluated(whole[1], scope, value.place)
-        return text(found, value.place) if isinstance(found, str | bool | int | float) else found
+        result = _evaluated(whole[1], scope, value.place)
+        return text(result, value.place) if isinstance(result, str | bool | int | float) else result
     filled = _EXPRESSION.sub(lambda match: str(_evaluated(match[1], scope, value.place)), value)
     return text(filled, value.place)
 
 
 def _evaluated(source: str, scope: Scope, place: Place) -> Any:
-    found = _result(source, scope, place)
-    if found is None:
-        raise PipelineError(f"${{{{{source}}}}} names nothing that is there", place)
-    return found
+    result = _result(source, scope, place)
+    if result is None:
+        raise PipelineError(f"${{{{{source}}}}} has no value", place)
+    return result
 
 
 def _result(source: str, scope: Scope, place: Place) -> object:
     try:
         expression = parse(source)
         for context, *names in (lookup.names for lookup in lookups(expression)):
-            # Azure takes it for null, and an if then silently takes the other branch.
+            # Azure takes an undeclared parameter for null, and an ``if`` then silently takes the other branch.
             if context == "parameters" and names and names[0] not in scope.contexts["parameters"]:
                 raise ExpressionError(f"reads the parameter {names[0]!r}, which {scope.file} does not declare")
         return evaluate(expression, scope.contexts, {})
@@ -123,9 +138,9 @@ def _entries(mapping: Map, scope: Scope) -> Iterator[tuple[Text, Any]]:
 
 
 def _key(key: Text, scope: Scope) -> Text:
-    made = _scalar(key, scope)
-    assert isinstance(made, Text)
-    return made
+    evaluated = _scalar(key, scope)
+    assert isinstance(evaluated, Text)
+    return evaluated
 
 
 def _merged(value: Any, key: Text) -> Iterator[tuple[Text, Any]]:
@@ -135,11 +150,11 @@ def _merged(value: Any, key: Text) -> Iterator[tuple[Text, Any]]:
 
 
 def _section(key: Text, value: Any, scope: Scope) -> Any:
-    """Sections may hold templates; everything else is a value."""
+    """Return the value of an entry. Sections may hold templates; everything else is a plain value."""
     if key in _SECTIONS and isinstance(value, List):
-        made = List(_templated(_items(value, scope), key, scope))
-        made.place = value.place
-        return made
+        section = List(_templated(_items(value, scope), key, scope))
+        section.place = value.place
+        return section
     return _value(value, scope)
 
 
@@ -171,7 +186,7 @@ def _listed(body: Any, scope: Scope, place: Place) -> Iterator[Any]:
 
 
 class _Chain:
-    """One ``if … elseif … else`` after another: which branch is taken."""
+    """A chain ``if … elseif … else``. At most one of its branches is taken."""
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -179,11 +194,15 @@ class _Chain:
         self._taken = False
 
     def ends(self) -> None:
-        """Something else stands between: what follows must begin with ``if``."""
+        """End the chain: a branch that comes after another entry must begin with ``if``."""
         self._open = False
 
     def takes(self, directive: re.Match[str], place: Place) -> bool:
-        """Whether this branch is the one."""
+        """Return whether this branch is taken.
+
+        Raises:
+            PipelineError: it is not part of a chain, or its condition cannot be evaluated.
+        """
         word = directive[1]
         if word == "if":
             self._open, self._taken = True, False

@@ -50,19 +50,19 @@ Expression = Literal | Call | Lookup
 
 
 def parse(source: str) -> Expression:
-    """Read an expression.
+    """Parse an expression.
 
     Raises:
-        ExpressionError: it is none.
+        ExpressionError: its syntax is wrong. The message continues a sentence about the expression.
     """
     reader = _Reader(source)
-    found = reader.expression()
+    expression = reader.expression()
     reader.end()
-    return found
+    return expression
 
 
 def lookups(expression: Expression) -> Iterator[Lookup]:
-    """Every value that an expression looks up."""
+    """Yield every value that an expression looks up."""
     if isinstance(expression, Lookup):
         yield expression
         for part in expression.path:
@@ -73,7 +73,7 @@ def lookups(expression: Expression) -> Iterator[Lookup]:
 
 
 def functions(expression: Expression) -> Iterator[str]:
-    """The name of every function that an expression calls, in small letters."""
+    """Yield the name of every function that an expression calls, in lower case."""
     if isinstance(expression, Call):
         yield expression.name
         for argument in expression.arguments:
@@ -84,6 +84,8 @@ def functions(expression: Expression) -> Iterator[str]:
 
 
 class _Reader:
+    """A recursive-descent parser: a text, a number, a constant, a call, or a path."""
+
     def __init__(self, source: str) -> None:
         self._source = source
         self._tokens = list(self._split(source))
@@ -158,10 +160,12 @@ Function = Callable[..., object]
 
 
 def evaluate(expression: Expression, contexts: Mapping[str, Any], functions: Mapping[str, Function]) -> object:
-    """The value of an expression; ``functions`` are known beside those of this module.
+    """Return the value of an expression. ``functions`` are added to those of this module.
+
+    A name that a context lacks is null, as for Azure.
 
     Raises:
-        ExpressionError: a context or function is unknown. A name that a context lacks is null, as for Azure.
+        ExpressionError: a context or function is unknown, or a function does not take its arguments.
     """
     if isinstance(expression, Literal):
         return expression.value
@@ -180,8 +184,8 @@ def _member(value: object, name: object) -> object:
     if isinstance(value, Mapping):
         if name in value:
             return value[name]
-        # Names of variables are the same in any case.
-        return next((found for key, found in value.items() if str(key).lower() == str(name).lower()), None)
+        # Names of variables are not case-sensitive.
+        return next((member for key, member in value.items() if str(key).lower() == str(name).lower()), None)
     if isinstance(value, list) and isinstance(name, int) and name < len(value):
         return value[name]
     return None
@@ -198,12 +202,12 @@ def _call(call: Call, contexts: Mapping[str, Any], functions: Mapping[str, Funct
 
 
 def truth(value: object) -> bool:
-    """What a condition makes of a value: null, false, 0 and the empty text are false."""
+    """Return the value as a condition takes it: null, false, 0 and the empty text are false."""
     return bool(value)
 
 
 def equal(left: object, right: object) -> bool:
-    """Texts are compared without case; the right side is converted to the left's type."""
+    """Compare as Azure does: texts without case, and the right side converted to the type of the left one."""
     return _plain(left) == _plain(right)
 
 

@@ -39,17 +39,17 @@ class Step:
 
     @property
     def name(self) -> str:
-        """What its output variables are read by."""
+        """The name under which its output variables are read."""
         return str(self.raw.get("name", ""))
 
     @property
     def condition(self) -> str:
-        """When it runs."""
+        """The condition under which it runs."""
         return str(self.raw.get("condition", "succeeded()"))
 
     @property
     def env(self) -> Mapping[str, str]:
-        """What its environment gets."""
+        """The variables that its environment gets."""
         return dict(self.raw.get("env", {}))
 
 
@@ -65,17 +65,12 @@ class Job:
 
     @property
     def is_server(self) -> bool:
-        """Whether it runs without an agent."""
+        """True when it runs without an agent."""
         return self.raw.get("pool") == SERVER
 
     @property
-    def is_deployment(self) -> bool:
-        """Whether it belongs to an environment, with its approvals."""
-        return "deployment" in self.raw
-
-    @property
     def condition(self) -> str:
-        """When it runs."""
+        """The condition under which it runs."""
         return str(self.raw.get("condition", "succeeded()"))
 
 
@@ -91,11 +86,11 @@ class Stage:
 
     @property
     def condition(self) -> str:
-        """When it runs."""
+        """The condition under which it runs."""
         return str(self.raw.get("condition", "succeeded()"))
 
     def job(self, name: str) -> Job | None:
-        """The job of that name."""
+        """Return the job of that name, or None."""
         return next((job for job in self.jobs if job.name == name), None)
 
 
@@ -108,7 +103,7 @@ class Pipeline:
     stages: Sequence[Stage] = field(default_factory=tuple)
 
     def stage(self, name: str) -> Stage | None:
-        """The stage of that name."""
+        """Return the stage of that name, or None."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
     @property
@@ -123,7 +118,7 @@ class Pipeline:
 
 
 def read(file: str, raw: Map) -> Pipeline:
-    """The model of an expanded document.
+    """Return the model of an expanded document.
 
     Raises:
         PipelineError: a stage or job is not of the shape that is used here.

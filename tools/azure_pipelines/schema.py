@@ -1,6 +1,6 @@
 """The official schema of Azure Pipelines, as the package check-jsonschema carries it.
 
-It is asked in parts, since as a whole it takes seconds and says nothing but "not valid under any of the given schemas".
+It is applied in parts. As a whole it takes seconds, and its one message is "not valid under any of the given schemas".
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ml_service.errors import ConfigurationError
+from ml_service.hide_module import hidden
 from tools.azure_pipelines.model import Pipeline, Step
 from tools.azure_pipelines.source import Place, place_of
 
@@ -24,20 +24,24 @@ FALSE_ALARMS: Mapping[str, frozenset[str]] = {
         {"azureSubscription", "PipelineId", "ExperimentName", "PipelineParameters"}
     ),
 }
-"""Tasks that exist and that the schema does not know, with the inputs that we may give them.
+"""Tasks that exist and that the schema does not know, with the inputs that are allowed here.
 
-Its other false alarm that concerns us: a variables template by itself. It is looked at as part of the pipelines.
+The schema also refuses a variables template by itself. That is checked as part of the pipelines that use it.
 """
 
 
 @functools.cache
 def official() -> Schema:
-    """The schema, read once."""
+    """Return the schema, which is read once.
+
+    Raises:
+        ConfigurationError: check-jsonschema is not installed.
+    """
     return Schema()
 
 
 class Schema:
-    """The schema, and what it said before.
+    """The schema, and its verdicts so far.
 
     Raises:
         ConfigurationError: check-jsonschema is not installed.
@@ -60,7 +64,7 @@ class Schema:
         self._frames: dict[str, list[tuple[Sequence[str | int], str]]] = {}
 
     def problems(self, pipeline: Pipeline) -> Iterator[tuple[Place, str]]:
-        """What the schema says about a pipeline: first its frame, then each of its steps."""
+        """Yield the schema's complaints about a pipeline: first about its frame, then about each of its steps."""
         for path, message in self._of_frame(_frame(pipeline.raw)):
             yield _place(pipeline.raw, path, Place(pipeline.file, 1)), f"the official schema says: {message}"
         for step in pipeline.steps:
@@ -108,37 +112,31 @@ class Schema:
             yield "there is no such step"
             return
         for error in errors:
-            found = _deepest(error)
-            path = ".".join(str(part) for part in found.absolute_path)
-            yield f"the official schema says: {path + ': ' if path else ''}{_short(found.message)}"
+            deepest = _deepest(error)
+            path = ".".join(str(part) for part in deepest.absolute_path)
+            yield f"the official schema says: {path + ': ' if path else ''}{_short(deepest.message)}"
 
 
 def _draft7() -> Any:
-    """The validator, imported without the grammars that jsonschema builds for addresses, which takes it seconds.
+    """Import the validator without the grammars that jsonschema builds for addresses, which takes it seconds.
 
-    It does without them where their package is not installed, and no format is checked here.
+    It needs them to check formats only, and no format is checked here.
     """
-    absent = "rfc3987_syntax" not in sys.modules
-    if absent:
-        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-    try:
+    with hidden("rfc3987_syntax"):
         from jsonschema import Draft7Validator  # type: ignore[import-untyped]
-    finally:
-        if absent:
-            del sys.modules["rfc3987_syntax"]
     return Draft7Validator
 
 
 def _schema_file() -> Path:
-    """Found without importing check_jsonschema, whose command line takes a third of a second to load."""
-    found = find_spec("check_jsonschema")
-    if not found or not found.origin:
+    """Return the schema's file without importing check_jsonschema, whose command line takes a third of a second."""
+    spec = find_spec("check_jsonschema")
+    if not spec or not spec.origin:
         raise ImportError("check-jsonschema is not installed")
-    return Path(found.origin).parent / "builtin_schemas" / "vendor" / "azure-pipelines.json"
+    return Path(spec.origin).parent / "builtin_schemas" / "vendor" / "azure-pipelines.json"
 
 
 def _frame(value: Any, key: str = "") -> Any:
-    """The document with each list of steps replaced by the shortest one: steps are looked at one by one."""
+    """Return the document with each list of steps replaced by the shortest one: steps are checked one by one."""
     if key == "steps":
         return [{"script": "inv"}]
     if isinstance(value, Mapping):
@@ -149,12 +147,13 @@ def _frame(value: Any, key: str = "") -> Any:
 
 
 def _typed(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The step with booleans among its inputs: the schema wants them there, and texts everywhere else."""
+    """Return the step with booleans among its inputs: the schema wants them there, and texts everywhere else."""
     typed = {name: {"true": True, "false": False}.get(str(value), value) for name, value in raw["inputs"].items()}
     return {**raw, "inputs": typed} if raw.get("inputs") else dict(raw)
 
 
 def _deepest(error: Any) -> Any:
+    """Return the cause that lies deepest in the document: the outer ones only say that no alternative fits."""
     while error.context:
         error = max(error.context, key=lambda inner: len(inner.absolute_path))
     return error

@@ -1,4 +1,4 @@
-"""YAML with the place of each value, so that a problem names its file and line.
+"""Load YAML with the place of each value, so that a problem names its file and line.
 
 Every scalar is text, as it is to Azure.
 """
@@ -24,7 +24,7 @@ class Place:
 
 
 class PipelineError(Exception):
-    """Something that Azure would refuse, or that is not known here, with its place."""
+    """Something that Azure would refuse, or that these tools do not know, with its place."""
 
     def __init__(self, message: str, place: Place) -> None:
         super().__init__(message)
@@ -51,24 +51,24 @@ class List(list[Any]):
 
 
 def place_of(value: object, otherwise: Place) -> Place:
-    """Where ``value`` was written, when that is known."""
-    found = getattr(value, "place", otherwise)
-    assert isinstance(found, Place)
-    return found
+    """Return where ``value`` was written, or ``otherwise`` for a value that is not from a file."""
+    place = getattr(value, "place", otherwise)
+    assert isinstance(place, Place)
+    return place
 
 
 def text(value: object, place: Place) -> Text:
-    """``value`` as a scalar written at ``place``; booleans as Azure writes them."""
-    made = Text(str(value))
-    made.place = place
-    return made
+    """Return ``value`` as a scalar written at ``place``; booleans as Azure writes them."""
+    scalar = Text(str(value))
+    scalar.place = place
+    return scalar
 
 
 def load(folder: Path, name: str) -> Map:
-    """The file ``folder/name``.
+    """Load the file ``folder/name``.
 
     Raises:
-        PipelineError: it is not there, is no YAML, or is no mapping.
+        PipelineError: it cannot be read, or is not a YAML mapping.
     """
     top = Place(name, 1)
     try:
@@ -77,10 +77,10 @@ def load(folder: Path, name: str) -> Map:
         raise PipelineError(f"the file cannot be read: {error.strerror}", top) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PipelineError(f"is no YAML: {error.problem}", Place(name, line)) from None
+        raise PipelineError(f"not YAML: {error.problem}", Place(name, line)) from None
     built = _build(node, name) if node else None
     if not isinstance(built, Map):
-        raise PipelineError("is no mapping", top)
+        raise PipelineError("not a mapping; expected KEY: VALUE lines", top)
     return built
 
 
@@ -101,7 +101,7 @@ def _mapping(node: yaml.MappingNode, file: str, place: Place) -> Map:
     for key_node, value_node in node.value:
         key = _build(key_node, file)
         if not isinstance(key, Text):
-            raise PipelineError("a key is no text", place)
+            raise PipelineError("a key is not a scalar", place)
         if key in built:
             raise PipelineError(f"the key {key!r} appears twice", key.place)
         built[key] = _build(value_node, file)

@@ -83,8 +83,8 @@ def test_paths_of_templates_are_relative_to_the_file_that_names_them(tmp_path: P
         ("steps:\n- script: ${{ what() }}", "what() is not known", 2),
         ("steps:\n- ${{ else }}:\n  - script: x", "else without if", 2),
         ("steps:\n- script: x\n  script: y", "appears twice", 3),
-        ("steps: [}", "is no YAML", 1),
-        ("- a", "is no mapping", 1),
+        ("steps: [}", "not YAML", 1),
+        ("- a", "not a mapping", 1),
     ],
 )
 def test_what_azure_would_refuse_is_refused_with_its_line(tmp_path: Path, main: str, message: str, line: int) -> None:
