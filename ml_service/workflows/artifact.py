@@ -30,25 +30,18 @@ from ml_service.workflows.training import NOT_REGISTERED, model_name, untrained
 def package_artifact(
     settings: Settings, platform: Platform, console: Console, *, output: Path, model: str = ""
 ) -> package.Artifact:
-    """Write ``output/model.json`` and ``output/package/``: this build's model, or the one that ``model`` names.
+    """Write ``output/model.json`` and ``output/package/``, and return them as an artifact.
+
+    They hold the model that this build registered, or the one that ``model`` names (``champion`` or ``NAME:VERSION``).
 
     Raises:
-        NotRegisteredError: the build registered none.
+        NotRegisteredError: the build registered no model.
         UsageError: the version is withdrawn, or the build ran no training.
     """
     if model:
         version = find_version(settings, platform, model)
     else:
-        resolved = builds.current(settings)
-        console.line(str(resolved))
-        found = platform.model_of_build(model_name(settings), resolved.build.id)
-        if not found:
-            if not platform.runs(settings.project, resolved.build.id):
-                raise untrained(resolved.build.id, "package-artifact")
-            raise NotRegisteredError(
-                NOT_REGISTERED, where=f"build {resolved.build.id}", next_step="package another: --model champion"
-            )
-        version = found
+        version = _model_of_build(settings, platform, console)
     if version.withdrawn:
         raise UsageError(
             f"{version.reference} is withdrawn: {version.withdrawn}", where="--model", next_step="package another"
@@ -58,14 +51,27 @@ def package_artifact(
             platform.download(version, Path(downloaded))
             lock = settings.root / "requirements" / "scoring.txt"
             package.build(version, Path(downloaded), settings.root / "scoring", lock, fresh / "package")
-        package.write_json(fresh / package.MODEL_JSON, _described(settings, version, fresh / "package"))
+        package.write_json(fresh / package.MODEL_JSON, _model_json(settings, version, fresh / "package"))
     artifact = package.read_artifact(output)
     console.line(f"packaged {version.reference} as {output}: package {artifact.package_sha256[:12]}")
     return artifact
 
 
-def _described(settings: Settings, version: ModelVersion, directory: Path) -> dict[str, Any]:
-    """``model.json``: the model, and from where it was packaged; the scoring code may be newer than the training."""
+def _model_of_build(settings: Settings, platform: Platform, console: Console) -> ModelVersion:
+    resolved = builds.current(settings)
+    console.line(str(resolved))
+    version = platform.model_of_build(model_name(settings), resolved.build.id)
+    if version:
+        return version
+    if not platform.runs(settings.project, resolved.build.id):
+        raise untrained(resolved.build.id, "package-artifact")
+    raise NotRegisteredError(
+        NOT_REGISTERED, where=f"build {resolved.build.id}", next_step="package another: --model champion"
+    )
+
+
+def _model_json(settings: Settings, version: ModelVersion, directory: Path) -> dict[str, Any]:
+    """Return ``model.json``: the model, and the commit of the scoring code, which may be newer than the training's."""
     origin = {"branch": settings.source_branch, "packaging_commit": builds.git_commit(settings.root)}
     return {**package.describe(version, directory), **origin}
 
@@ -86,7 +92,7 @@ def refuse_other_files(directory: Path) -> None:
 
 @contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
-    """A directory to fill that takes the place of ``directory`` when all went well."""
+    """Make a directory to fill, which replaces ``directory`` when the block ends without an error."""
     refuse_other_files(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
@@ -103,19 +109,19 @@ def _replacing(directory: Path) -> Iterator[Path]:
 
 
 def check_artifact(settings: Settings, console: Console, artifact: Path) -> package.Artifact:
-    """Say which model an artifact holds, and refuse one that must not be deployed here.
+    """Report which model an artifact holds, and return the artifact.
 
     Raises:
         UsageError: it is of another branch than DEPLOY_BRANCH, or of another build than MODEL_BUILD_ID.
         IntegrityError: its content is not what was packaged.
     """
-    found = package.read_artifact(artifact)
-    refuse_foreign(settings, found)
-    name, version = str(found.model["name"]), str(found.model["version"])
+    content = package.read_artifact(artifact)
+    refuse_foreign(settings, content)
+    name, version = str(content.model["name"]), str(content.model["version"])
     console.output("model_name", name)
     console.output("model_version", version)
-    console.line(f"Model {name}:{version} of build {_build_of(found)}, package {found.package_sha256[:12]}")
-    return found
+    console.line(f"Model {name}:{version} of build {_build_of(content)}, package {content.package_sha256[:12]}")
+    return content
 
 
 def _build_of(artifact: package.Artifact) -> str:
@@ -123,6 +129,11 @@ def _build_of(artifact: package.Artifact) -> str:
 
 
 def refuse_foreign(settings: Settings, artifact: package.Artifact) -> None:
+    """Check that an artifact may be deployed from here.
+
+    Raises:
+        UsageError: it is of another branch than DEPLOY_BRANCH, or of another build than MODEL_BUILD_ID.
+    """
     wanted, branch = settings.deploy_branch, str(artifact.model.get("branch", ""))
     if wanted and wanted.removeprefix("refs/heads/") != branch.removeprefix("refs/heads/"):
         raise UsageError(
@@ -135,7 +146,7 @@ def refuse_foreign(settings: Settings, artifact: package.Artifact) -> None:
         return
     if not (build.isascii() and build.isdigit()):
         raise UsageError(
-            f"{build!r} is no build id: digits only",
+            f"invalid build id {build!r}: expected digits only",
             where="MODEL_BUILD_ID",
             next_step="take the number after buildId= in the address of the training pipeline's run",
         )
@@ -148,7 +159,11 @@ def refuse_foreign(settings: Settings, artifact: package.Artifact) -> None:
 
 
 def release(artifact: package.Artifact) -> Release:
-    """What a target needs to know of an artifact and, where one was built, its image."""
+    """Return what a target needs to know of an artifact and, where one was built, its image.
+
+    Raises:
+        IntegrityError: the image was built from another package.
+    """
     image = _read_image(artifact)
     return Release(
         package=artifact.package,

@@ -1,4 +1,4 @@
-"""Deploy an artifact, ask the live endpoint, and move between versions."""
+"""Deploy an artifact, verify the live endpoint, and move between versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ml_service.ports import (
     Target,
     Verify,
 )
-from ml_service.smoke import smoke as ask
+from ml_service.smoke import smoke as verify_examples
 from ml_service.workflows.artifact import package_artifact, refuse_foreign, release
 
 
@@ -38,13 +38,18 @@ def deploy(
     dry_run: bool = False,
     canary_percent: int | None = None,
 ) -> Plan:
-    """Plan, show the plan and, unless ``dry_run``, apply it.
+    """Plan, show the plan and, unless ``dry_run``, apply it. Return the plan.
 
-    The candidate is asked its package's examples before it serves.
+    The candidate has to answer its package's examples before it serves.
+
+    Raises:
+        UsageError: the artifact is of another branch or build, or its model is withdrawn.
+        IntegrityError: the artifact's content is not what was packaged.
+        MlopsError: as ``Target.plan`` and ``Target.apply`` raise it.
     """
-    found = package.read_artifact(artifact)
-    refuse_foreign(settings, found)
-    ready = release(found)
+    content = package.read_artifact(artifact)
+    refuse_foreign(settings, content)
+    ready = release(content)
     console.line(
         f"{ready.model_name}:{ready.model_version} of build {ready.build_id}, package {ready.package_sha256[:12]}"
     )
@@ -54,29 +59,29 @@ def deploy(
         _refuse_withdrawn(platform, ready, console)
         console.line("a dry run: nothing was changed")
         return plan
-    # Asking the registry takes seconds; the candidate comes up meanwhile, and must not serve before the answer.
-    with ThreadPoolExecutor(max_workers=1) as asking:
-        standing = asking.submit(_refuse_withdrawn, platform, ready, console)
+    # A query of the registry takes seconds. The candidate comes up meanwhile, and must not serve before the response.
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        registry_check = executor.submit(_refuse_withdrawn, platform, ready, console)
         try:
-            status = target.apply(plan, _verification(settings, console, standing), console.progress)
+            status = target.apply(plan, _verification(settings, console, registry_check), console.progress)
         except UnhealthyError:
-            # When it is the registry's answer that kept the candidate from serving, that is the error to report.
-            standing.result()
+            # When the registry's response is what kept the candidate from serving, that is the error to report.
+            registry_check.result()
             raise
-        standing.result()
+        registry_check.result()
     console.output("scoring_url", status.url)
     _say_status(status, console)
     return plan
 
 
-def _verification(settings: Settings, console: Console, standing: Future[None] | None = None) -> Verify:
-    """Ask a candidate its package's examples; ``standing`` ends when the registry allows the model, or raises."""
+def _verification(settings: Settings, console: Console, registry_check: Future[None] | None = None) -> Verify:
+    """Return the verification of a candidate: its package's examples, then ``registry_check``, which may raise."""
 
     def verify(endpoint: Endpoint, directory: Path | None) -> None:
         if directory:
-            ask(endpoint, directory, timeout=settings.smoke_timeout, progress=console.progress)
-        if standing:
-            standing.result()
+            verify_examples(endpoint, directory, timeout=settings.smoke_timeout, progress=console.progress)
+        if registry_check:
+            registry_check.result()
 
     return verify
 
@@ -113,16 +118,17 @@ def _say_status(status: Status, console: Console) -> None:
 
 
 def smoke(settings: Settings, target: Target, console: Console, *, artifact: Path) -> None:
-    """Ask the live endpoint for the package's own examples; when it fails, the version before is put back.
+    """Verify that the live endpoint answers its package's examples. When it fails, roll back.
 
     Raises:
-        UnhealthyError: an answer is not what the package says; the version before serves again, where there was one.
+        UnhealthyError: a response differs from the package's; the version before serves again, where there was one.
+        UsageError: nothing is deployed, or the artifact is not what serves.
     """
     status = target.status()
     if not status:
         raise UsageError("nothing is deployed", where=target.name, next_step=f"run: inv deploy --target {target.name}")
     try:
-        ask(
+        verify_examples(
             target.endpoint(),
             _served_package(status, artifact),
             timeout=settings.smoke_timeout,
@@ -136,7 +142,7 @@ def smoke(settings: Settings, target: Target, console: Console, *, artifact: Pat
 
 
 def _served_package(status: Status, artifact: Path) -> Path:
-    """The package that serves: the target's copy of it, or else the artifact when that is the one."""
+    """Return the package that serves: the target's copy of it, or else the artifact when that is the one."""
     if status.package and Path(status.package).is_dir():
         return Path(status.package)
     candidate = package.read_artifact(artifact)
@@ -159,9 +165,9 @@ def _put_back(
     try:
         restored = rollback(settings, target, console)
     except MlopsError as failure:
-        kept = f"{failed.model['name']}:{failed.model['version']} still serves"
+        serving = f"{failed.model['name']}:{failed.model['version']} still serves"
         raise UnhealthyError(
-            f"{error.what}; and the version before could not be put back ({failure.what}): {kept}",
+            f"{error.what}; and the version before could not be put back ({failure.what}): {serving}",
             where=error.where,
             next_step=failure.next_step or error.next_step,
         ) from None
@@ -170,27 +176,37 @@ def _put_back(
 
 
 def rollback(settings: Settings, target: Target, console: Console) -> Status:
-    """Back to the version before; it must answer before it serves."""
+    """Move back to the version before, which has to answer its package's examples. Return what serves then.
+
+    Raises:
+        UsageError: there is no version before.
+        UnhealthyError: it did not come up or did not pass; the other still serves.
+    """
     status = target.rollback(_verification(settings, console), console.progress)
     _say_status(status, console)
     return status
 
 
 def promote(target: Target, console: Console) -> Status:
-    """End a canary in favour of the candidate."""
+    """Give the canary all traffic, and return what serves then.
+
+    Raises:
+        UsageError: there is no canary.
+        UnhealthyError: its metrics are worse.
+    """
     status = target.promote(console.progress)
     _say_status(status, console)
     return status
 
 
 def undeploy(target: Target, console: Console) -> None:
-    """Remove what the target holds."""
+    """Remove everything that the target holds except its logs."""
     target.undeploy(console.progress)
     console.line(f"nothing is deployed on {target.name}")
 
 
 def keys(settings: Settings, target: Target, *, show: bool) -> Keys:
-    """The endpoint's keys. Asking for their values is refused where a log would keep them.
+    """Return the endpoint's keys. Their values are refused where a log would hold them.
 
     Raises:
         UsageError: ``show`` under Azure Pipelines, or nothing is deployed.
@@ -213,7 +229,11 @@ def redeploy(
     artifact: Path,
     build_image: Callable[[], None] = lambda: None,
 ) -> None:
-    """The champion with today's scoring code: package, image, deploy, smoke. ``build_image`` gets what is packaged."""
+    """Deploy the champion with the current scoring code: package, build the image, deploy, smoke test.
+
+    Raises:
+        MlopsError: a stage failed; of the kind of its error.
+    """
     package_artifact(settings, platform, console, output=artifact, model="champion")
     build_image()
     deploy(settings, platform, target, console, artifact=artifact)

@@ -15,7 +15,11 @@ from ml_service.workflows.training import model_name
 
 
 def withdraw(settings: Settings, platform: Platform, console: Console, *, reference: str, reason: str) -> None:
-    """Take a version out of use for good."""
+    """Take a version out of use for good.
+
+    Raises:
+        UsageError: the reason is empty, or there is no such version.
+    """
     if not reason.strip():
         raise UsageError(
             "a reason is needed: it is kept with the version", where="--reason", next_step='add --reason "TEXT"'
@@ -28,10 +32,10 @@ def withdraw(settings: Settings, platform: Platform, console: Console, *, refere
 
 
 def find_version(settings: Settings, platform: Platform, reference: str) -> ModelVersion:
-    """The version that ``champion`` or ``NAME:VERSION`` means.
+    """Return the version that ``champion`` or ``NAME:VERSION`` names.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or ``reference`` is neither.
     """
     if reference == "champion":
         champion = platform.champion(model_name(settings))
@@ -40,5 +44,5 @@ def find_version(settings: Settings, platform: Platform, reference: str) -> Mode
         return champion
     name, separator, number = reference.rpartition(":")
     if not separator or not is_plain(name) or not number.isdecimal():
-        raise UsageError(f"{reference!r} is no model", where="--model", next_step="use NAME:VERSION or champion")
+        raise UsageError(f"invalid model {reference!r}", where="--model", next_step="use NAME:VERSION or champion")
     return platform.version(name, number)

@@ -1,4 +1,4 @@
-"""Publish the training pipeline, run it, and say whether the build registered a model."""
+"""Publish the training pipeline, run it, and report whether the build registered a model."""
 
 from __future__ import annotations
 
@@ -28,26 +28,20 @@ from ml_service.ports import (
 from ml_service.summary import training_summary
 
 NOT_REGISTERED = "Model was not registered for this run."
+"""The line that MLOpsPython's pipelines look for in the log."""
 
-
-_KINDS: dict[int, type[MlopsError]] = {
+_ERRORS_BY_EXIT_CODE: dict[int, type[MlopsError]] = {
     kind.exit_code: kind
     for kind in (UsageError, DataError, ConfigurationError, UnavailableError, UnhealthyError, IntegrityError)
 }
 
 
-def data_file(settings: Settings, described: project.Project) -> Path:
-    """The file that training reads: DATA_FILE, or the project's own."""
-    return settings.data_file or settings.root / described.data
-
-
-def model_name(settings: Settings) -> str:
-    """The name under which models are registered: MODEL_NAME, or the project's own."""
-    return settings.model_name or project.read_project(settings.root, settings.project).model_name
-
-
 def publish(settings: Settings, platform: Platform, console: Console) -> PublishedPipeline:
-    """Freeze the training pipeline under the build's id."""
+    """Freeze the training pipeline under the build's id, and return it.
+
+    Raises:
+        MlopsError: as ``Platform.publish`` raises it, or the project cannot be read.
+    """
     resolved = builds.mint(settings)
     console.line(str(resolved))
     described = project.read_project(settings.root, settings.project)
@@ -69,10 +63,14 @@ def train(
     wait: bool = True,
     confirm_cancel: Callable[[], bool] = lambda: True,
 ) -> Run:
-    """Run what the build published. ``confirm_cancel`` is asked when a person interrupts the wait.
+    """Run what the build published, wait for the end, and return the run as it ended.
+
+    ``pipeline_id`` chooses one of several publications. Without ``wait``, return when the run has started. When a
+    person interrupts the wait, ``confirm_cancel`` decides whether the run is canceled, too.
 
     Raises:
-        MlopsError: of the kind of what went wrong in the run.
+        UsageError: the build has published no pipeline, or several.
+        MlopsError: the run failed; of the kind of its error.
     """
     resolved = builds.current(settings)
     console.line(str(resolved))
@@ -85,16 +83,16 @@ def train(
     if not wait:
         console.line("not waiting: inv check-model takes it up")
         return run
-    return _report(_waited(platform, console, run, confirm_cancel), console)
+    return _report(_wait(platform, console, run, confirm_cancel), console)
 
 
 def _pipeline_of_build(settings: Settings, platform: Platform, build_id: str) -> PublishedPipeline:
-    found = platform.pipelines(settings.project, build_id)
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    pipelines = platform.pipelines(settings.project, build_id)
+    if len(pipelines) == 1:
+        return pipelines[0]
+    if not pipelines:
         raise UsageError(f"build {build_id} has published no pipeline", where="train", next_step="run: inv publish")
-    listed = ", ".join(pipeline.id for pipeline in found)
+    listed = ", ".join(pipeline.id for pipeline in pipelines)
     raise UsageError(
         f"build {build_id} has published several pipelines: {listed}",
         where="train",
@@ -102,7 +100,7 @@ def _pipeline_of_build(settings: Settings, platform: Platform, build_id: str) ->
     )
 
 
-def _waited(platform: Platform, console: Console, run: Run, confirm_cancel: Callable[[], bool]) -> Run:
+def _wait(platform: Platform, console: Console, run: Run, confirm_cancel: Callable[[], bool]) -> Run:
     try:
         with console.group(f"run {run.id}"):
             return platform.wait(run, console.progress)
@@ -126,8 +124,13 @@ def _report(run: Run, console: Console) -> Run:
     return run
 
 
+def _refuse_failed(run: Run) -> None:
+    if run.status is RunStatus.FAILED:
+        raise _failure(run)
+
+
 def _failure(run: Run) -> MlopsError:
-    kind = _KINDS.get(run.exit_code, MlopsError)
+    kind = _ERRORS_BY_EXIT_CODE.get(run.exit_code, MlopsError)
     what, _, next_step = run.error.partition("\nnext: ")
     return kind(what, where=f"run {run.id}", next_step=next_step or (f"look at {run.url}" if run.url else ""))
 
@@ -135,18 +138,19 @@ def _failure(run: Run) -> MlopsError:
 def check_model(
     settings: Settings, platform: Platform, console: Console, *, fail_if_none: bool = False
 ) -> ModelVersion | None:
-    """Say whether the build registered a model; waits for a run that still goes on.
+    """Report whether the build registered a model, and return its version, or None. Wait for a run that goes on.
 
     Raises:
         UsageError: the build ran no training.
-        NotRegisteredError: none was registered and ``fail_if_none`` is set.
+        NotRegisteredError: no model was registered and ``fail_if_none`` is set.
+        MlopsError: the run failed; of the kind of its error.
     """
     resolved = builds.current(settings)
     console.line(str(resolved))
     runs = platform.runs(settings.project, resolved.build.id)
     version = platform.model_of_build(model_name(settings), resolved.build.id)
     if not version and runs:
-        runs = [*runs[:-1], _ended(platform, console, runs[-1])]
+        runs = [*runs[:-1], _wait_unless_ended(platform, console, runs[-1])]
         _refuse_failed(runs[-1])
         version = platform.model_of_build(model_name(settings), resolved.build.id)
     elif not version:
@@ -163,6 +167,10 @@ def check_model(
     return version
 
 
+def _wait_unless_ended(platform: Platform, console: Console, run: Run) -> Run:
+    return _wait(platform, console, run, lambda: False) if run.status is RunStatus.RUNNING else run
+
+
 def _say_registered(console: Console, version: ModelVersion | None) -> None:
     console.output("model_registered", "true" if version else "false")
     if not version:
@@ -177,7 +185,7 @@ def _say_registered(console: Console, version: ModelVersion | None) -> None:
 def _summarise(
     settings: Settings, platform: Platform, console: Console, run: Run, version: ModelVersion | None
 ) -> None:
-    """Show the run on the pipeline's page; plots that cannot be had must not turn a registered model into a failure."""
+    """Show the run on the CI run's page. Plots that cannot be read must not turn a registered model into a failure."""
     try:
         plots = platform.plots(run)
     except MlopsError as error:
@@ -189,14 +197,16 @@ def _summarise(
     console.summary(path)
 
 
-def _ended(platform: Platform, console: Console, run: Run) -> Run:
-    return _waited(platform, console, run, lambda: False) if run.status is RunStatus.RUNNING else run
+def data_file(settings: Settings, described: project.Project) -> Path:
+    """Return the file that training reads: DATA_FILE, or the project's own."""
+    return settings.data_file or settings.root / described.data
+
+
+def model_name(settings: Settings) -> str:
+    """Return the name under which models are registered: MODEL_NAME, or the project's own."""
+    return settings.model_name or project.read_project(settings.root, settings.project).model_name
 
 
 def untrained(build_id: str, where: str) -> UsageError:
+    """Return the error that a build ran no training."""
     return UsageError(f"build {build_id} ran no training", where=where, next_step="run: inv train")
-
-
-def _refuse_failed(run: Run) -> None:
-    if run.status is RunStatus.FAILED:
-        raise _failure(run)

@@ -1,4 +1,4 @@
-"""Let the project check the data that it would train on."""
+"""Let the project validate the data that it would train on."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from ml_service.errors import (
 from ml_service.workflows.training import data_file
 
 _MOST_FINDINGS = 50
-"""Azure Pipelines' page shows a few issues; more in the log help nobody."""
+"""Problems that are reported one by one: the page of an Azure Pipelines run shows a few only."""
 
 
 def validate_data(settings: Settings, console: Console, data: str = "") -> None:
-    """Let the project check the data that it would train on, or the file ``data``."""
-    described = project.read_project(settings.root, settings.project)
-    file = Path(data).absolute() if data else data_file(settings, described)
-    reference = ["--reference", described.reference] if described.reference else []
+    """Let the project validate the data that it would train on, or the file ``data``.
+
+    Raises:
+        DataError: the data has a problem. Each problem has been reported with its file and line.
+    """
+    definition = project.read_project(settings.root, settings.project)
+    file = Path(data).absolute() if data else data_file(settings, definition)
+    reference = ["--reference", definition.reference] if definition.reference else []
     with tempfile.TemporaryDirectory(prefix="mlops-validate-") as directory:
         report = Path(directory) / "report.json"
         arguments = ["validate", "--data", str(file), *reference, "--report", str(report)]
         try:
-            project.run_step(described.name, arguments, settings.root, settings.env, console.line)
+            project.run_step(definition.name, arguments, settings.root, settings.env, console.line)
         except DataError:
             _show_problems(settings, console, report)
             raise
 
 
 def _show_problems(settings: Settings, console: Console, report: Path) -> None:
-    """Each problem beside its line, where the pipeline shows files; the error itself names only the first."""
+    """Report each problem with its file and line, which Azure Pipelines shows. The error names only the first."""
     if not report.is_file():
         return
     for problem in project.read_step_json(report).get("problems", [])[:_MOST_FINDINGS]:
