@@ -163,13 +163,13 @@ def wrk(server: Running, rows: Sequence[Any], seconds: int) -> dict[str, float]:
 
 
 def _milliseconds(text: str, percentile: str) -> float:
-    found = re.search(rf"{percentile}\s+([\d.]+)(us|ms|s)\b", text)
-    assert found is not None, text
-    return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
+    match = re.search(rf"{percentile}\s+([\d.]+)(us|ms|s)\b", text)
+    assert match is not None, text
+    return float(match[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[match[2]]
 
 
 def ratio(figures: Figures, name: str, base: str) -> float:
-    """The median over the rounds of the ratio within a round."""
+    """Return the median over the rounds of the ratio within a round."""
     pairs = zip(figures[name]["rates"], figures[base]["rates"], strict=True)
     ratios = [float(rate / other) for rate, other in pairs]
     return statistics.median(ratios)

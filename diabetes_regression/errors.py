@@ -1,4 +1,4 @@
-"""What a step refuses, in one line that says where, why and what to do next."""
+"""The errors of a step. Each message is one line that says where, why and what to do next."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 from diabetes_regression.errors import DataError, IntegrityError, StorageError
 
 MANIFEST = "files.json"
-"""What ``train`` writes last: the SHA-256 of each file of the candidate. Without it a candidate is not complete."""
+"""The SHA-256 of each file of the candidate. ``train`` writes it last: without it a candidate is not complete."""
 
 
 def sha256(content: bytes) -> str:

@@ -51,7 +51,7 @@ METRICS: Mapping[str, Callable[[Values, Values], Values]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What counts as better: the metric, its good direction (``lower`` or ``higher``), and the thresholds."""
+    """Decides whether a candidate is better: metric, good direction (``lower`` or ``higher``) and thresholds."""
 
     metric: str
     direction: str

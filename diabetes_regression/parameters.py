@@ -30,7 +30,7 @@ class Parameters:
 
 
 def _within(value: object, least: float, most: float) -> bool:
-    """Whether ``value`` is a number in the range; NaN is in none, and Python's True is no number here."""
+    """Return whether ``value`` is a number in the range. NaN is in none, and Python's True is not a number here."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 

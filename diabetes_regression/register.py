@@ -45,7 +45,7 @@ def require_same_candidate(path: Path, files: dict[str, str]) -> None:
 
 
 def make_registration(candidate: Path, files: dict[str, str]) -> dict[str, Any]:
-    """What the platform registers; ``files`` are the hashes of the candidate's files, plots left out."""
+    """Return the content of ``registration.json``; ``files`` are the hashes of the candidate's files without plots."""
     project = json.loads(PROJECT.read_bytes())
     rows = read_object(candidate / "training-rows.json", "run train again")
     return {

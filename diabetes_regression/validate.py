@@ -50,8 +50,8 @@ def validate(data: Path, reference: Path | None, report: Path | None) -> str:
     try:
         table = read_table(data)
     except DataError as error:
-        found = error.problems if isinstance(error, RejectedDataError) else [Problem(str(data), None, None, error.what)]
-        _write_report(report, 0, found, {})
+        unreadable = [Problem(str(data), None, None, error.what)]
+        _write_report(report, 0, error.problems if isinstance(error, RejectedDataError) else unreadable, {})
         raise
     drift = measure_drift(table.values, read_reference(reference)) if reference else {}
     problems = [*find_problems(table), *_drift_problems(table.file, drift)]
@@ -70,18 +70,20 @@ def _write_report(path: Path | None, rows: int, problems: Sequence[Problem], dri
 
 def _describe(drift: Mapping[str, Any]) -> str:
     if not drift:
-        return "drift not looked at, for want of --reference"
+        return "drift check skipped: no --reference given"
     column, largest = max(drift["columns"].items(), key=lambda item: item[1]["distance"])
     return f"no drift (largest distance {largest['distance']:.3f}, column {column})"
 
 
 def find_problems(table: Table) -> list[Problem]:
-    """What the reader noted and what pandera finds, each field once, in the order of the file."""
-    found = {(problem.row, problem.column): problem for problem in [*_schema_problems(table), *_repeated_rows(table)]}
+    """Return the problems that the reader and pandera report, each field once, in the order of the file."""
+    by_place = {
+        (problem.row, problem.column): problem for problem in [*_schema_problems(table), *_repeated_rows(table)]
+    }
     unread = {problem.row for problem in table.problems if problem.column is None}
-    found = {place: problem for place, problem in found.items() if place[0] not in unread}
-    found.update({(problem.row, problem.column): problem for problem in table.problems})
-    return [found[place] for place in sorted(found, key=lambda place: (place[0] or 0, place[1] or ""))]
+    by_place = {place: problem for place, problem in by_place.items() if place[0] not in unread}
+    by_place.update({(problem.row, problem.column): problem for problem in table.problems})
+    return [by_place[place] for place in sorted(by_place, key=lambda place: (place[0] or 0, place[1] or ""))]
 
 
 def _schema_problems(table: Table) -> list[Problem]:

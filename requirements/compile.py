@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 EVERYWHERE = ("tasks", "project", "scoring", "local", "docker", "quality")
-"""What needs no account and installs on every Python that the project supports."""
+"""The groups that need no account and install on every Python that the project supports."""
 
 LOCKS: Mapping[str, Sequence[str]] = {
     "all": (*EVERYWHERE, "azureml", "kubernetes", "azure", "supply-chain"),

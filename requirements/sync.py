@@ -30,7 +30,7 @@ PIP_CHATTER = ("  ", "Using cached", "Installing collected", "Successfully", "Lo
 
 
 class SetupError(Exception):
-    """What a person is told when the environment cannot be made, with the exit code of its kind."""
+    """The environment cannot be made. The message is for a person; ``exit_code`` is that of the error's kind."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -38,24 +38,24 @@ class SetupError(Exception):
 
 
 def stamp_text(environment: Path, lock: Path) -> str:
-    """What the stamp of a finished environment says. It differs when the lock, the place or the Python does."""
-    seen = hashlib.sha256(lock.read_bytes())
-    seen.update(f"{environment.absolute()} {sys.version_info[:2]}".encode())
-    return seen.hexdigest()
+    """Return the content of a finished environment's stamp. It differs when the lock, the path or the Python does."""
+    digest = hashlib.sha256(lock.read_bytes())
+    digest.update(f"{environment.absolute()} {sys.version_info[:2]}".encode())
+    return digest.hexdigest()
 
 
 def stamp_of(environment: Path) -> Path:
-    """The file that exists only in a finished environment."""
+    """Return the path of the file that exists only in a finished environment."""
     return environment / ".complete"
 
 
 def python_of(environment: Path) -> Path:
-    """The environment's interpreter."""
+    """Return the path of the environment's interpreter."""
     return environment / "bin" / "python"
 
 
 def is_current(environment: Path, lock: Path) -> bool:
-    """Whether ``environment`` was finished for this very lock and can still start its Python."""
+    """Return whether ``environment`` was finished for this very lock and still has its Python."""
     stamp = stamp_of(environment)
     usable = stamp.is_file() and python_of(environment).exists()
     return usable and stamp.read_text().strip() == stamp_text(environment, lock)

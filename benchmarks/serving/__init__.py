@@ -1,1 +1,1 @@
-"""What the serving benchmark needs: models, the usual script, a constant answer, a client with a fixed rate."""
+"""The parts of the serving benchmark: models, the usual script, a constant answer, a client with a fixed rate."""

@@ -110,7 +110,7 @@ def by_saved_id(world: World, request: Request, workspace: str, saved: str, **_:
 @routes.on("GET", "/data/v1.0{WS}/dataversion/{name}/versions/None")
 def data_asset(world: World, request: Request, name: str, **_: str) -> Response:
     """Answer 404: the SDK looks for a data asset of SDK v2 when there is no dataset of the name."""
-    raise HttpError(404, "UserError", f"There is no data asset {name}.")
+    raise HttpError(404, "UserError", f"Data asset {name} was not found.")
 
 
 @routes.on("GET", r"/data/v1.0{WS}/dataversion/unregistered-{saved}/versions/1")

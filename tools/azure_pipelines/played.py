@@ -1,4 +1,4 @@
-"""What a played run leaves: results of stages and jobs, logging commands, artifacts."""
+"""The record of a played run: results of stages and jobs, logging commands, artifacts."""
 
 from __future__ import annotations
 

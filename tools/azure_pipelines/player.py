@@ -120,7 +120,7 @@ class Player:
 
 @dataclass(frozen=True)
 class _Contexts:
-    """What a condition reads: the results for ``succeeded()``, and the named contexts."""
+    """The values that a condition reads: the results for ``succeeded()``, and the named contexts."""
 
     results: Mapping[str, str]
     named: Mapping[str, Any]
@@ -160,7 +160,7 @@ def _together(results: Sequence[str]) -> str:
 
 
 def make_checkout(root: Path, files: Sequence[Path], directory: Path, extra: Mapping[str, str] | None = None) -> Path:
-    """Make the repository that ``checkout`` gives a job, in one commit: ``files``, and ``extra`` by path and content."""
+    """Make the repository that ``checkout`` gives a job: ``files``, and ``extra`` by path and content."""
     for path in files:
         copy = directory / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is published: a snapshot of the sources, and the graph of the pipeline's steps."""
+"""The training pipeline to publish: a snapshot of the sources, and the graph of its steps."""
 
 from __future__ import annotations
 

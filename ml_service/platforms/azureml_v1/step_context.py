@@ -1,4 +1,4 @@
-"""What the steps on Azure ML's compute share: the snapshot, the run, and the names that both sides agree on."""
+"""The context of the steps on Azure ML's compute: the snapshot, the run, and the names that both sides agree on."""
 
 from __future__ import annotations
 

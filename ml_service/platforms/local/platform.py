@@ -101,7 +101,7 @@ class LocalPlatform(Platform):
             model_name=published.model_name,
             sources=str(frozen.sources),
             store=str(self._settings.store),
-            experiment=self._experiment,
+            experiment=self._settings.experiment,
             run_evaluation=frozen.parameters["run_evaluation"],
             allow_run_cancel=frozen.parameters["allow_run_cancel"],
             tags={
@@ -145,16 +145,12 @@ class LocalPlatform(Platform):
 
     # Model versions
 
-    @property
-    def _experiment(self) -> str:
-        return self._settings.experiment
-
     @cached_property
     def _store(self) -> MlflowStore:
         # Imported and opened when it is needed: both take seconds.
         from ml_service.platforms.local.mlflow_store import MlflowStore
 
-        return MlflowStore(self._settings.tracking_uri, self._settings.store, self._experiment)
+        return MlflowStore(self._settings.tracking_uri, self._settings.store, self._settings.experiment)
 
     def model_of_build(self, model_name: str, build_id: str) -> ModelVersion | None:
         versions = self._store.versions(model_name)

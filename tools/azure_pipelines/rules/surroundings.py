@@ -1,4 +1,4 @@
-"""What a task needs around it: a sign-in, an agent with the sources, a variable group that exists."""
+"""The surroundings that a task needs: a sign-in, an agent with the sources, a variable group that exists."""
 
 from __future__ import annotations
 
