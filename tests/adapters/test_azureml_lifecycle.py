@@ -193,7 +193,7 @@ def test_the_agentless_task_of_azure_pipelines_starts_the_same_run(rig: AzureMlR
     import requests
 
     published = rig.publish("b1")
-    entry = rig.platform._get(published.id)
+    entry = rig.platform._publications.get(published.id)
     answer = requests.post(
         entry.sdk.endpoint,
         json={"ExperimentName": MODEL, "ParameterAssignments": {}, "tags": {"BuildId": "b1"}},
@@ -215,7 +215,7 @@ def test_data_file_path_registers_what_lies_in_the_datastore(rig: AzureMlRig) ->
     store = rig.platform._workspace.get_default_datastore()
     store.upload_files([str(rig.write_data(7, 9))], target_path="landing", overwrite=True, show_progress=False)
     requests.post(
-        rig.platform._get(published.id).sdk.endpoint,
+        rig.platform._publications.get(published.id).sdk.endpoint,
         json={
             "ExperimentName": MODEL,
             "ParameterAssignments": {"data_file_path": "landing/mean.csv", "caller_run_id": "adf-1"},
