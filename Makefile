@@ -24,7 +24,7 @@ lint: setup ## flake8, types, import rules
 coverage: setup ## the tests with coverage, and a floor
 	@$(ENVIRONMENT)/bin/inv coverage
 
-doctor: setup ## what would fail later, said now
+doctor: setup ## check settings, disk, port and libraries before anything runs
 	@$(ENVIRONMENT)/bin/inv doctor
 
 ui: setup ## runs, metrics and models in the browser

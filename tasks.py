@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 _OPTIONS = {
     "platform": "local or azureml; default: MLOPS_PLATFORM, else local",
     "project": "a folder with a project.json; default: MLOPS_PROJECT, else diabetes_regression",
-    "build_id": "default: BUILD_BUILDID, else the one that publish or ci minted",
+    "build_id": "default: BUILD_BUILDID, else the one that publish or ci generated",
 }
 _DRY_RUN = "show what would be done, change nothing"
 _TARGET = f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}"
@@ -47,25 +47,28 @@ _tasks: list[Task[Any]] = []
 
 
 class Number(int):
-    """A number among a task's options: Invoke makes one of what was typed, and would show a traceback for a word."""
+    """A number among a task's options. Invoke converts what was typed, and would show a traceback for a word."""
 
-    def __new__(cls, given: object) -> Number:
+    def __new__(cls, text: object) -> Number:
         try:
-            return super().__new__(cls, str(given))
+            return super().__new__(cls, str(text))
         except ValueError:
-            raise Exit(f"error: {given!r} is no whole number: see inv --help TASK", code=2) from None
+            raise Exit(
+                f"error: invalid number {text!r}: expected a whole number; see inv --help TASK", code=2
+            ) from None
 
 
 class Work:
-    """What a task works with; each part is made when it is first asked for."""
+    """The settings, console, platform and targets of one task, each made when it is first used."""
 
-    def __init__(self, options: Mapping[str, str | None], dry_run: bool) -> None:
+    def __init__(self, options: Mapping[str, str | None], variables: Mapping[str, str], dry_run: bool) -> None:
         self._options = options
+        self._variables = variables
         self.dry_run = dry_run
 
     @functools.cached_property
     def env(self) -> dict[str, str]:
-        """The environment, over what ``.env`` says."""
+        """Return the options that stand for a setting, over the environment, over what ``.env`` says."""
         from dotenv import dotenv_values
 
         try:
@@ -74,54 +77,61 @@ class Work:
             from ml_service.errors import ConfigurationError
 
             raise ConfigurationError(
-                "is not UTF-8", where=str(ROOT / ".env"), next_step="write it anew in UTF-8: see .env.example"
+                "is not UTF-8", where=str(ROOT / ".env"), next_step="write it in UTF-8: see .env.example"
             ) from None
-        return {**written, **os.environ}
+        return {**written, **os.environ, **self._variables}
 
     @functools.cached_property
     def settings(self) -> Settings:
-        """The settings of this run."""
+        """Return the settings of this run."""
         from ml_service.config import Settings
 
         return Settings.from_env(self.env, ROOT, **self._options)
 
     @functools.cached_property
     def console(self) -> Console:
-        """Where to print."""
+        """Return the console that the task prints to."""
         from ml_service.console import Console
 
         return Console.from_env(self.env)
 
     @functools.cached_property
     def platform(self) -> Platform:
-        """The platform adapter."""
+        """Return the platform adapter."""
         from ml_service.platforms import open_platform
 
         return open_platform(self.settings)
 
     def target(self, name: str) -> Target:
-        """The target adapter."""
+        """Return the target adapter."""
         from ml_service.targets import open_target
 
         return open_target(name, self.settings)
 
 
-def stage(*, help: Mapping[str, str] | None = None, changes: str = "") -> Callable[[Callable[..., None]], Task[Any]]:
-    """Make a task of a function ``(work, its own options)``: adds the common options and translates errors.
+def stage(
+    *, help: Mapping[str, str] | None = None, changes: str = "", sets: Mapping[str, tuple[str, object]] | None = None
+) -> Callable[[Callable[..., None]], Task[Any]]:
+    """Make a task of a function ``(work, its own options)``: add the common options and translate errors.
 
     ``changes`` says what the task does to the world; it gets ``--dry-run``, and with it, as with Invoke's own
-    ``--dry``, prints that instead of acting. A function that takes ``dry_run`` itself shows more.
+    ``--dry``, prints that instead of acting. A function that takes ``dry_run`` itself shows more. ``sets`` adds
+    options that stand for a setting, each with its variable and what it is when nobody passes it: for this run they
+    count as if the variable were set.
     """
 
     def decorate(body: Callable[..., None]) -> Task[Any]:
-        own = list(inspect.signature(body).parameters.values())[1:]
+        own = [*list(inspect.signature(body).parameters.values())[1:], *_as_parameters(sets or {})]
         plans = any(parameter.name == "dry_run" for parameter in own)
 
         @functools.wraps(body)
         def call(c: Context, **options: Any) -> None:
             asked = bool(options.pop("dry_run", False))
             dry = asked or bool(c.config.run.dry)
-            work = Work({name: options.pop(name, None) for name in _OPTIONS}, dry)
+            common = {name: options.pop(name, None) for name in _OPTIONS}
+            stand_for = {variable: options.pop(option) for option, (variable, _) in (sets or {}).items()}
+            set_here = {variable: str(value) for variable, value in stand_for.items() if value}
+            work = Work(common, set_here, dry)
             _translating(work, body, plans, changes, options)
 
         call.__signature__ = _signature(own, bool(changes) and not plans)  # type: ignore[attr-defined]
@@ -133,13 +143,18 @@ def stage(*, help: Mapping[str, str] | None = None, changes: str = "") -> Callab
     return decorate
 
 
-def _signature(own: list[inspect.Parameter], dry_run: bool) -> inspect.Signature:
-    def option(name: str, default: object) -> inspect.Parameter:
-        return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+def _option(name: str, default: object) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
 
+
+def _as_parameters(sets: Mapping[str, tuple[str, object]]) -> list[inspect.Parameter]:
+    return [_option(name, default) for name, (_, default) in sets.items()]
+
+
+def _signature(own: list[inspect.Parameter], dry_run: bool) -> inspect.Signature:
     context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    dry = [option("dry_run", False)] if dry_run else []
-    return inspect.Signature([context, *own, *dry, *(option(name, None) for name in _OPTIONS)])
+    dry = [_option("dry_run", False)] if dry_run else []
+    return inspect.Signature([context, *own, *dry, *(_option(name, None) for name in _OPTIONS)])
 
 
 def _translating(work: Work, body: Callable[..., None], plans: bool, changes: str, options: dict[str, Any]) -> None:
@@ -154,7 +169,7 @@ def _translating(work: Work, body: Callable[..., None], plans: bool, changes: st
             else:
                 body(work, **options)
         except BrokenPipeError:
-            # Whoever read what the task printed has gone, as with `| head`: there is nobody left to tell.
+            # The reader of the output has closed it, as `| head` does: an error message would reach nobody.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise Exit(code=141) from None
         except OSError as error:
@@ -177,7 +192,7 @@ def _translating(work: Work, body: Callable[..., None], plans: bool, changes: st
 
 @stage(help={"junit": _JUNIT, "fix": "format the code and sort its imports first"})
 def lint(work: Work, junit: str = "", fix: bool = False) -> None:
-    """Format, flake8, types, import rules.
+    """Check format, flake8, types, import rules and generated documents.
 
     Examples: inv lint · inv lint --fix · inv lint --junit reports/lint.xml
     """
@@ -188,7 +203,7 @@ def lint(work: Work, junit: str = "", fix: bool = False) -> None:
 
 @stage(help={"junit": _JUNIT, "suite": _SUITE, "quick": _QUICK, "failed": _FAILED})
 def test(work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False, failed: bool = False) -> None:
-    """Unit, contract and integration tests.
+    """Run the unit, contract and integration tests.
 
     Examples: inv test · inv test --quick · inv test --suite unit · inv test --suite e2e · inv test --failed
     """
@@ -216,7 +231,7 @@ def coverage(
     xml: str = "",
     html: str = "",
 ) -> None:
-    """The tests with coverage, and a floor.
+    """Run the tests with coverage, and hold it to a floor.
 
     When `inv test` has just passed on these very files, its figures are used and nothing runs twice.
 
@@ -233,7 +248,7 @@ def coverage(
 
 @stage(help={"data": "another file than the project's own"})
 def validate_data(work: Work, data: str = "") -> None:
-    """Schema, missing values, ranges, drift against the training reference.
+    """Check schema, missing values, ranges, and drift against the training reference.
 
     Examples: inv validate-data · inv validate-data --data new.csv
     """
@@ -321,7 +336,7 @@ def check_model(work: Work, fail_if_none: bool = False, artifact: str = "") -> N
     changes="write the model and the scoring code as an artifact",
 )
 def package_artifact(work: Work, output: str = "artifact", model: str = "") -> None:
-    """DIR/model.json and DIR/package/: the only input of a deployment.
+    """Write DIR/model.json and DIR/package/, the only input of a deployment.
 
     Examples: inv package-artifact · inv package-artifact --model champion --output artifact
     """
@@ -336,7 +351,7 @@ def package_artifact(work: Work, output: str = "artifact", model: str = "") -> N
     changes="take the version out of use for good",
 )
 def withdraw(work: Work, model: str, reason: str) -> None:
-    """Never again champion, baseline or deployable; the alias falls back.
+    """Take a version out of use: never again champion, baseline or deployable; the alias falls back.
 
     Examples: inv withdraw --model diabetes_regression:3 --reason "trained on a broken export"
     """
@@ -350,7 +365,7 @@ def withdraw(work: Work, model: str, reason: str) -> None:
 
 @stage(help={"artifact": _ARTIFACT, "push": "push it to the registry, too"}, changes="build the scoring image")
 def build_image(work: Work, artifact: str = "artifact", push: bool = False) -> None:
-    """The scoring image; writes image.json.
+    """Build the scoring image, and write image.json.
 
     Examples: inv build-image · inv build-image --push
     """
@@ -368,6 +383,7 @@ def build_image(work: Work, artifact: str = "artifact", push: bool = False) -> N
         "allow_http": "aci: a public address without TLS is meant (a QA endpoint)",
     },
     changes="deploy",
+    sets={"allow_http": ("ACI_ALLOW_HTTP", False)},
 )
 def deploy(
     work: Work,
@@ -375,16 +391,13 @@ def deploy(
     artifact: str = "artifact",
     dry_run: bool = False,
     canary: str = "",
-    allow_http: bool = False,
 ) -> None:
-    """Plan, show, apply, wait until healthy.
+    """Plan a deployment, show the plan, apply it, wait until it is healthy.
 
     Examples: inv deploy --target local · inv deploy --target aks --dry-run · inv deploy --target aks --canary 10
     """
     from ml_service.workflows import deployment
 
-    if allow_http:
-        work.env["ACI_ALLOW_HTTP"] = "true"
     deployment.deploy(
         work.settings,
         work.platform,
@@ -400,7 +413,7 @@ def deploy(
 
 @stage(help={"target": _TARGET, "artifact": _ARTIFACT}, changes="ask the live endpoint, and roll back when it fails")
 def smoke(work: Work, target: str, artifact: str = "artifact") -> None:
-    """Ask the live endpoint for the package's own examples, compare the answers.
+    """Send the live endpoint the package's own examples, and compare the responses.
 
     When they differ, the version before is put back and the task fails.
 
@@ -417,22 +430,21 @@ def smoke(work: Work, target: str, artifact: str = "artifact") -> None:
 @stage(
     help={"target": _TARGET, "min_requests": "requests to each version before it decides (default: 500)"},
     changes="end the canary in favour of the candidate",
+    sets={"min_requests": ("CANARY_MIN_REQUESTS", "")},
 )
-def promote(work: Work, target: str, min_requests: str = "") -> None:
+def promote(work: Work, target: str) -> None:
     """End a canary: the candidate takes all traffic, unless its metrics are worse.
 
     Examples: inv promote --target aks · inv promote --target aks --min-requests 2000
     """
     from ml_service.workflows import deployment
 
-    if min_requests:
-        work.env["CANARY_MIN_REQUESTS"] = min_requests
     deployment.promote(work.target(target), work.console)
 
 
 @stage(help={"target": _TARGET}, changes="bring back the version before")
 def rollback(work: Work, target: str) -> None:
-    """Back to the version before.
+    """Move the traffic back to the version before.
 
     Examples: inv rollback --target local
     """
@@ -454,7 +466,7 @@ def undeploy(work: Work, target: str) -> None:
 
 @stage(help={"target": _TARGET, "artifact": _ARTIFACT}, changes="ship the champion with today's scoring code")
 def redeploy(work: Work, target: str, artifact: str = "artifact") -> None:
-    """The champion with today's scoring code: package, image, deploy, smoke.
+    """Ship the champion with today's scoring code: package, image, deploy, smoke.
 
     Examples: inv redeploy --target local
     """
@@ -473,21 +485,26 @@ def redeploy(work: Work, target: str, artifact: str = "artifact") -> None:
     )
 
 
-@stage(help={"target": _TARGET, "json": "as one JSON object"})
-def status(work: Work, target: str, json: bool = False) -> None:
-    """What serves there.
+@stage(help={"target": f"{_TARGET}; default: all that are configured, a line each", "json": "as JSON"})
+def status(work: Work, target: str = "", json: bool = False) -> None:
+    """Show what is deployed on a target, or on all of them.
 
-    Examples: inv status --target local · inv status --target local --json
+    Examples: inv status · inv status --target local · inv status --target local --json
     """
-    from ml_service.report import status_json, status_text
+    from ml_service import report
+    from ml_service.workflows import deployment
 
-    found = work.target(target).status()
-    work.console.line(status_json(found) if json else status_text(target, found))
+    if target:
+        current = work.target(target).status()
+        work.console.line(report.status_json(current) if json else report.status_text(target, current))
+        return
+    outcomes = deployment.overview([work.target(name) for name in TARGETS])
+    work.console.line(report.overview_json(outcomes) if json else report.overview_text(outcomes))
 
 
 @stage(help={"target": _TARGET, "lines": "how many of the last lines"})
 def logs(work: Work, target: str, lines: int = Number(50)) -> None:
-    """What it says.
+    """Show the service's last log lines.
 
     Examples: inv logs --target local --lines 200
     """
@@ -497,15 +514,15 @@ def logs(work: Work, target: str, lines: int = Number(50)) -> None:
 
 @stage(help={"target": _TARGET, "show": "the values, too; refused under Azure Pipelines", "json": "as one JSON object"})
 def keys(work: Work, target: str, show: bool = False, json: bool = False) -> None:
-    """The endpoint's keys: names; values with --show.
+    """Show the names of the endpoint's keys; their values with --show.
 
     Examples: inv keys --target local · inv keys --target local --show --json
     """
     from ml_service.report import keys_text
     from ml_service.workflows import deployment
 
-    found = deployment.keys(work.settings, work.target(target), show=show)
-    work.console.line(keys_text(found, show=show, as_json=json))
+    both = deployment.keys(work.settings, work.target(target), show=show)
+    work.console.line(keys_text(both, show=show, as_json=json))
 
 
 # The whole
@@ -513,7 +530,7 @@ def keys(work: Work, target: str, show: bool = False, json: bool = False) -> Non
 
 @stage(changes="run every stage on this machine")
 def ci(work: Work) -> None:
-    """Every stage on this machine, then a table: what `make ci` runs.
+    """Run every stage on this machine, then print a table: what `make ci` runs.
 
     Examples: inv ci · CI=true inv ci
     """
@@ -541,22 +558,22 @@ def _as_env(work: Work) -> dict[str, str]:
 
 
 def _say_what_serves(work: Work) -> None:
-    found = work.target("local").status()
-    if found:
-        work.console.line(f"{found.model['name']}:{found.model['version']} {found.state} at {found.url}/score")
+    current = work.target("local").status()
+    if current:
+        work.console.line(f"{current.model['name']}:{current.model['version']} {current.state} at {current.url}/score")
         work.console.line("ask it: inv smoke --target local · its keys: inv keys --target local --show")
         work.console.line("stop it: inv undeploy --target local")
 
 
 def _say_how_to_use(work: Work, target: str) -> None:
-    found = work.target(target).status()
-    work.console.output("look_at", f"{found.url}/score" if found else "")
+    current = work.target(target).status()
+    work.console.output("look_at", f"{current.url}/score" if current else "")
     work.console.line(f"keys: inv keys --target {target} --show · stop it: inv undeploy --target {target}")
 
 
 @stage(help={"port": "where it listens (default: 5000)"})
 def ui(work: Work, port: int = Number(5000)) -> None:
-    """The tracking user interface on the local store; Ctrl-C ends it.
+    """Serve the tracking user interface on the local store; Ctrl-C ends it.
 
     Examples: inv ui · inv ui --port 5050
     """
@@ -567,7 +584,7 @@ def ui(work: Work, port: int = Number(5000)) -> None:
 
 @stage(help={"port": "where it listens (default: a free port)"})
 def azureml_emulator(work: Work, port: int = Number(0)) -> None:
-    """Azure ML, and what aci and webapp need of Azure, answered on this machine; prints the settings. Ctrl-C ends it.
+    """Emulate Azure ML, and what aci and webapp need of Azure; print the settings. Ctrl-C ends it.
 
     Examples: inv azureml-emulator > a.env & · until grep -q PLATFORM a.env; do sleep 1; done · . ./a.env && inv publish
     """
@@ -583,7 +600,7 @@ def azureml_emulator(work: Work, port: int = Number(0)) -> None:
     }
 )
 def doctor(work: Work, target: str = "local", pipelines: bool = False) -> None:
-    """What would fail later, said now: settings, sign-in, compute and quota of the platform, and the targets.
+    """Check settings, sign-in, compute and quota of the platform, and the targets, before you run anything.
 
     Examples: inv doctor · inv doctor --platform azureml --target aks,webapp · inv doctor --pipelines
     """
@@ -597,22 +614,26 @@ def doctor(work: Work, target: str = "local", pipelines: bool = False) -> None:
     run(work.platform, [work.target(name) for name in target.split(",")], work.console)
 
 
-def _path(given: str) -> Path:
-    return Path(given).absolute()
+def _path(text: str) -> Path:
+    return Path(text).absolute()
 
 
-def _percent(given: str) -> int:
-    """A share as a number; text as the option's type tells "not given" from 0, which the target refuses."""
+def _percent(text: str) -> int:
+    """Return a percentage as a number. The option is text, which tells a missing one from 0, which targets refuse."""
     from ml_service.errors import UsageError
 
     try:
-        return int(given)
+        return int(text)
     except ValueError:
-        raise UsageError(f"{given!r} is no percentage", where="--canary", next_step="use such as --canary 10") from None
+        raise UsageError(
+            f"invalid percentage {text!r}: expected a whole number",
+            where="--canary",
+            next_step="for example: --canary 10",
+        ) from None
 
 
 def parse_task(words: Sequence[str]) -> str:
-    """The one task that ``inv WORDS`` would run.
+    """Return the name of the one task that ``inv WORDS`` would run.
 
     Raises:
         ValueError: it would run none or several, or has an option that is wrong.
@@ -620,11 +641,11 @@ def parse_task(words: Sequence[str]) -> str:
     from invoke.exceptions import ParseError
     from invoke.parser import Parser
 
-    named = [context for context in ns.to_contexts() if context.name in words]  # the parser copies all it is given
+    named = [context for context in ns.to_contexts() if context.name in words]  # the parser copies all it is text
     try:
         called = Parser(contexts=named).parse_argv(list(words))
     except ParseError as error:
-        raise ValueError(f"is no valid call: {error}") from None
+        raise ValueError(f"cannot be parsed: {error}") from None
     if len(called) != 1:
         raise ValueError(f"calls {len(called)} tasks: one line is one task")
     return str(called[0].name)

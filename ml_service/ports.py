@@ -359,6 +359,9 @@ class Target(Protocol):
     needs_image: bool
     needs_registry: bool
 
+    def is_configured(self) -> bool:
+        """Return whether somebody uses this target from here, without opening a connection."""
+
     def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
         """Return the steps that would make ``release`` serve, and change nothing (1).
 

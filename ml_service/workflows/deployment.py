@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -203,6 +203,24 @@ def undeploy(target: Target, console: Console) -> None:
     """Remove everything that the target holds except its logs."""
     target.undeploy(console.progress)
     console.line(f"nothing is deployed on {target.name}")
+
+
+def overview(targets: Sequence[Target]) -> dict[str, Status | MlopsError | None]:
+    """Return the status of each target that is configured, or the error that kept it from being read.
+
+    The targets are asked side by side: one that does not answer delays nobody but itself.
+    """
+    configured = [target for target in targets if target.is_configured()]
+    with ThreadPoolExecutor(max_workers=max(1, len(configured))) as pool:
+        outcomes = pool.map(_status_or_error, configured)
+    return {target.name: outcome for target, outcome in zip(configured, outcomes, strict=True)}
+
+
+def _status_or_error(target: Target) -> Status | MlopsError | None:
+    try:
+        return target.status()
+    except MlopsError as error:
+        return error
 
 
 def keys(settings: Settings, target: Target, *, show: bool) -> Keys:

@@ -56,6 +56,9 @@ class FakeTarget:
             self._public.stop()
             self._public = None
 
+    def is_configured(self) -> bool:
+        return True
+
     def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
         if canary_percent is not None:
             raise UsageError("the fake target has no canary")

@@ -235,7 +235,7 @@ def test_a_share_that_is_none_is_no_full_deployment(env: TaskEnv, share: str) ->
 def test_a_word_instead_of_a_number_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2 and a line; Invoke by itself shows a traceback."""
     assert inv("logs", "--target", "local", "--lines", "many") == 2
-    assert capsys.readouterr().err == "error: 'many' is no whole number: see inv --help TASK\n"
+    assert capsys.readouterr().err == "error: invalid number 'many': expected a whole number; see inv --help TASK\n"
 
 
 def test_no_requests_are_not_the_default_number(

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ml_service.common.configured import is_configured
 from ml_service.common.package_store import PackageStore
 from ml_service.common.plan import due_steps
 from ml_service.config import Settings
@@ -47,6 +48,10 @@ class AksTarget:
     @property
     def _reader(self) -> Reader:
         return Reader(self._cluster, self._settings, self._packages)
+
+    def is_configured(self) -> bool:
+        """See ``ports.Target``."""
+        return is_configured(self._settings, self.name, "KUBECONFIG")
 
     def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
         """See Target 1. The server computes what would change (dry run), and who else owns a field."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ml_service.common.configured import is_configured
 from ml_service.common.errors import no_canary, nothing_deployed
 from ml_service.common.lock import deployment_lock
 from ml_service.common.plan import is_due
@@ -33,6 +34,10 @@ class DockerTarget:
         self._home = settings.home / "targets" / "docker" / self._docker.name
         self._reader = Reader(settings, self._home)
         self._planner = Planner(settings)
+
+    def is_configured(self) -> bool:
+        """See ``ports.Target``."""
+        return is_configured(self._settings, self.name)
 
     def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
         """See ``ports.Target``."""

@@ -35,6 +35,10 @@ class LocalTarget:
         self._reader = Reader(self._paths)
         self._planner = Planner(settings, self._paths)
 
+    def is_configured(self) -> bool:
+        """See ``ports.Target``."""
+        return True
+
     def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
         """See ``ports.Target``."""
         if canary_percent is not None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from ml_service.azure import errors
 from ml_service.azure import lease as azure_lease
 from ml_service.azure.key_vault import VaultKeys
+from ml_service.common.configured import is_configured
 from ml_service.common.errors import no_canary, nothing_deployed
 from ml_service.common.package_store import PackageStore
 from ml_service.common.plan import is_due
@@ -41,6 +42,10 @@ class WebAppTarget:
         self._app = WebApp(settings)
         self._planner = Planner(settings, self._app, self._vault)
         self._reader = Reader(settings, self._app, self._packages)
+
+    def is_configured(self) -> bool:
+        """See ``ports.Target``."""
+        return is_configured(self._settings, self.name)
 
     def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
         """See ``ports.Target``."""

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from ml_service.errors import UnavailableError
 from ml_service.ports import Keys, Status
-from ml_service.report import keys_text, status_json, status_text
+from ml_service.report import keys_text, overview_json, overview_text, status_json, status_text
 
 STATUS = Status(
     target="local",
@@ -51,6 +52,31 @@ def test_the_status_for_people_names_the_model_and_what_a_rollback_brings() -> N
     assert "previous  m:1" in lines
     assert "image     none" in lines
     assert "state     serving" in lines
+
+
+OUTCOMES = {
+    "local": STATUS,
+    "docker": None,
+    "aks": UnavailableError("does not answer\nsee the log", where="cluster", next_step="start it"),
+}
+
+
+def test_the_overview_has_a_line_for_each_target() -> None:
+    """One that cannot be read says so, in one line, and hides none of the others."""
+    assert overview_text(OUTCOMES).splitlines() == [
+        "local    m:2 serving at http://127.0.0.1:8080/score since 2026-01-01T00:00:00+00:00, before it version 1",
+        "docker   nothing is deployed",
+        "aks      unknown: cluster: does not answer",
+    ]
+
+
+def test_the_overview_for_scripts_is_a_list() -> None:
+    """Each status has the fields that it has alone."""
+    rows = json.loads(overview_json(OUTCOMES))
+    assert [row["target"] for row in rows] == ["local", "docker", "aks"]
+    assert rows[0]["status"] == json.loads(status_json(STATUS))
+    assert rows[1] == {"target": "docker", "status": None, "error": ""}
+    assert rows[2] == {"target": "aks", "status": None, "error": "cluster: does not answer\nsee the log"}
 
 
 @pytest.mark.parametrize("as_json", [False, True])

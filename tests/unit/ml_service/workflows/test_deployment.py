@@ -224,3 +224,29 @@ def test_keys_are_not_shown_where_a_log_would_keep_them(deployed: WorkflowEnv) -
         deployment.keys(under_azure, deployed.target, show=True)
     assert deployment.keys(under_azure, deployed.target, show=False) == Keys("fake-primary", "fake-secondary")
     assert deployment.keys(deployed.settings("1"), deployed.target, show=True).primary == "fake-primary"
+
+
+class UnreachableTarget(FakeTarget):
+    """A target that does not answer."""
+
+    name = "unreachable"
+
+    def status(self) -> Status | None:
+        raise UnavailableError("does not answer", where="cluster")
+
+
+class UnusedTarget(UnreachableTarget):
+    """A target that nobody uses from here."""
+
+    name = "unused"
+
+    def is_configured(self) -> bool:
+        return False
+
+
+def test_the_overview_reads_every_target_that_is_configured(deployed: WorkflowEnv) -> None:
+    """One that does not answer keeps none of the others from being shown; one that nobody uses is not asked."""
+    outcomes = deployment.overview([UnusedTarget(), UnreachableTarget(), deployed.target])
+    assert list(outcomes) == ["unreachable", "fake"]
+    assert isinstance(outcomes["unreachable"], UnavailableError)
+    assert outcomes["fake"] == deployed.serving()
