@@ -1,1 +1,1 @@
-"""What runs a machine-learning project: publish, train, register, package and deploy it."""
+"""Publish, train, register, package and deploy a machine-learning project."""

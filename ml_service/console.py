@@ -1,4 +1,4 @@
-"""What a person reads. Under Azure Pipelines the same calls also give the agent its commands (see azure_devops.py)."""
+"""Print for a person. Under Azure Pipelines the same calls also give the agent its commands (see azure_devops.py)."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ class Console:
 
     @property
     def has_agent(self) -> bool:
-        """Whether an agent of Azure Pipelines reads along."""
+        """Return whether an agent of Azure Pipelines reads the output, too."""
         return self._agent is not None
 
     def line(self, text: str) -> None:
-        """Something worth reading."""
+        """Print a line."""
         self._print(text)
 
     def progress(self, text: str) -> None:
-        """What is being done now, with the seconds since the task began."""
+        """Print what is being done now, with the seconds since the task began."""
         self._print(f"  {time.monotonic() - self._started:5.1f} s  {text}", _DIM)
 
     def warning(self, text: str) -> None:
-        """Something that may surprise later."""
+        """Print a warning."""
         self._print(f"warning: {text}", _YELLOW)
         if self._agent:
             self._agent.issue("warning", text)
@@ -71,13 +71,13 @@ class Console:
             self._agent.issue("error", text, source=source)
 
     def error(self, error: MlopsError) -> None:
-        """What went wrong, where and what to do next."""
+        """Print what went wrong, where, and what to do next."""
         self._print(f"error: {error}", _RED, sys.stderr)
         if self._agent:
             self._agent.issue("error", str(error), source=error.where)
 
     def output(self, name: str, value: str) -> None:
-        """A result for whoever called the task: the pipeline, ``inv ci``, a person."""
+        """Hand a result to the caller of the task: the pipeline, ``inv ci`` or a person."""
         if self._agent:
             self._agent.set_output(name, value)
         if self._outputs:

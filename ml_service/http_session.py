@@ -1,4 +1,4 @@
-"""How an endpoint is reached: addresses of this machine and network directly, names in Azure as Azure itself is."""
+"""HTTP sessions for endpoints: without a proxy on this machine and network, with the usual one for Azure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def session_for(url: str) -> Session:
-    """A session for the endpoint at ``url``.
+    """Return a session for the endpoint at ``url``.
 
     A proxy of the environment has no business before an endpoint of this machine or network; one in Azure may be
     reachable through it alone. No ``.netrc`` ever meets the endpoint's key.
@@ -27,5 +27,5 @@ def session_for(url: str) -> Session:
 
 
 def is_in_azure(url: str) -> bool:
-    """Whether ``url`` names a host in Azure's domains for container groups and web apps."""
+    """Return whether ``url`` names a host in Azure's domains for container groups and web apps."""
     return (urlsplit(url).hostname or "").endswith((".azurecontainer.io", ".azurewebsites.net"))

@@ -26,7 +26,7 @@ _MODEL_FILES = {"onnx": "model/model.onnx", "script": "model/score.py"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` says. ``files`` maps a path in the package to its SHA-256 (hex)."""
+    """The content of ``manifest.json``. ``files`` maps a path in the package to its SHA-256 (hex)."""
 
     runtime: str
     model_name: str
@@ -39,7 +39,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What ``package-artifact`` hands over: ``model.json`` as a value, and the package beside it."""
+    """The output of ``package-artifact``: ``model.json`` as a value, and the package beside it."""
 
     directory: Path
     package: Path
@@ -174,7 +174,7 @@ def copy_registered(candidate: Path, files: Mapping[str, str], directory: Path) 
 
 
 def describe(version: ModelVersion, package: Path) -> dict[str, Any]:
-    """What ``model.json`` says about ``version`` and the ``package`` made of it."""
+    """Return the content of ``model.json`` for ``version`` and the ``package`` made of it."""
     return {
         "id": version.id,
         "name": version.name,
@@ -216,10 +216,10 @@ def read_artifact(directory: Path) -> Artifact:
 
 def _refuse_other_model(model: Mapping[str, Any], manifest: Manifest, path: Path) -> None:
     """``model.json`` is covered by no hash, so what it says of the model's identity must be what the package says."""
-    said = (model.get("name"), model.get("version"))
-    if said != (manifest.model_name, manifest.model_version) or not isinstance(model.get("tags"), dict):
+    declared = (model.get("name"), model.get("version"))
+    if declared != (manifest.model_name, manifest.model_version) or not isinstance(model.get("tags"), dict):
         raise IntegrityError(
-            f"says {said[0]}:{said[1]}, the package is of {manifest.model_name}:{manifest.model_version}",
+            f"says {declared[0]}:{declared[1]}, the package is of {manifest.model_name}:{manifest.model_version}",
             where=str(path),
             next_step="package the model again: inv package-artifact",
         )

@@ -249,7 +249,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Release:
-    """What is to serve: a verified package directory with its identity, and for remote targets its image by digest."""
+    """A version to deploy: a verified package directory, its identity, and for remote targets its image by digest."""
 
     package: Path
     package_sha256: str
@@ -305,7 +305,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Status:
-    """What serves on a target, as ``inv status --json`` prints it. ``previous`` is what a rollback would bring back.
+    """The deployed version, as ``inv status --json`` prints it. ``previous`` is what a rollback would bring back.
 
     ``model`` and ``previous`` are ``{"name", "version"}``; ``since`` is UTC, ISO 8601. ``state`` is ``serving`` or
     says why not.

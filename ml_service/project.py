@@ -30,7 +30,7 @@ _PASSED_ON_PREFIXES = ("LC_", "OMP_", "OPENBLAS_", "MKL_", "PYTHON", "COVERAGE_"
 
 @dataclass(frozen=True)
 class Project:
-    """What ``project.json`` says. Paths are relative to the repository."""
+    """The content of ``project.json``. Paths are relative to the repository."""
 
     name: str
     model_name: str

@@ -286,7 +286,7 @@ def _record(root: Path) -> Path:
 
 
 def _recorded(root: Path, tests: str) -> bool | None:
-    """Whether the tests passed when they last ran on these very files; None when they did not run on them."""
+    """Return whether the tests passed when they last ran on these very files; None when they did not run on them."""
     try:
         recorded = json.loads(_record(root).read_bytes())
         passed = bool(recorded.pop("passed"))

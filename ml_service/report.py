@@ -1,4 +1,4 @@
-"""What ``inv status`` and ``inv keys`` print."""
+"""The output of ``inv status`` and ``inv keys``."""
 
 from __future__ import annotations
 

@@ -164,10 +164,10 @@ def _check_example(name: str, example: Mapping[str, Any], tolerance: float, send
         actual = json.loads(answer.body)
     except ValueError:
         raise _wrong(f"{name}: the answer is not JSON: {_excerpt(answer.body)}", endpoint) from None
-    found = _differences("", example["response"], actual, tolerance)
-    if found:
-        more = f"; and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
-        raise _wrong(f"{name}: {'; '.join(found[:_MOST_SHOWN])}{more}", endpoint)
+    differences = _differences("", example["response"], actual, tolerance)
+    if differences:
+        more = f"; and {len(differences) - _MOST_SHOWN} more" if len(differences) > _MOST_SHOWN else ""
+        raise _wrong(f"{name}: {'; '.join(differences[:_MOST_SHOWN])}{more}", endpoint)
 
 
 def _check_status(name: str, answer: _Answer, expected: int, endpoint: Endpoint) -> None:
@@ -193,16 +193,16 @@ def _differences(place: str, expected: Any, actual: Any, tolerance: float) -> li
 
 
 def _dict_differences(place: str, expected: dict[str, Any], actual: dict[str, Any], tolerance: float) -> list[str]:
-    found = []
+    differences = []
     for key in sorted(expected.keys() | actual.keys()):
         inner = f"{place}, {key}" if place else key
         if key not in actual:
-            found.append(f"{inner}: missing")
+            differences.append(f"{inner}: missing")
         elif key not in expected:
-            found.append(f"{inner}: not expected")
+            differences.append(f"{inner}: not expected")
         else:
-            found += _differences(inner, expected[key], actual[key], tolerance)
-    return found
+            differences += _differences(inner, expected[key], actual[key], tolerance)
+    return differences
 
 
 def _list_differences(place: str, expected: list[Any], actual: list[Any], tolerance: float) -> list[str]:

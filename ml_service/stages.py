@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def command(self) -> str:
-        """What a person would type."""
+        """Return the command that a person would type."""
         return " ".join(["inv", self.task, *self.arguments])
 
 
@@ -95,14 +95,14 @@ def _run(stage: Stage, root: Path, env: Mapping[str, str], outputs: Path) -> Out
     command = [sys.executable, "-m", "invoke", stage.task, *stage.arguments]
     code = _wait(subprocess.Popen(command, cwd=root, env=dict(env)))
     seconds = time.monotonic() - started
-    found = read_outputs(outputs)
+    written = read_outputs(outputs)
     if code in (INTERRUPTED_CODE, -signal.SIGINT):
         return Outcome(stage.task, INTERRUPTED, seconds, f"again: {stage.command}", INTERRUPTED_CODE)
     if code:
         return Outcome(stage.task, FAILED, seconds, f"exit code {code}; again: {stage.command}", code)
-    if "skipped" in found:
-        return Outcome(stage.task, SKIPPED, seconds, found["skipped"])
-    return Outcome(stage.task, PASSED, seconds, found.get("look_at", ""))
+    if "skipped" in written:
+        return Outcome(stage.task, SKIPPED, seconds, written["skipped"])
+    return Outcome(stage.task, PASSED, seconds, written.get("look_at", ""))
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -39,8 +39,8 @@ def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
     wanted = ("metric", "direction", "candidate", "champion", "improvement", "rows", "rows_left_out")
     yield from _table(["gate", "value"], ((name, verdict[name]) for name in wanted if verdict.get(name) is not None))
     if interval := _interval(verdict.get("bootstrap")):
-        said = "95 % of the resampled improvements lie between the bars; right of 0 the candidate is better:"
-        yield from ("", said, "")
+        legend = "95 % of the resampled improvements lie between the bars; right of 0 the candidate is better:"
+        yield from ("", legend, "")
         yield from ("```text", *interval, "```")
 
 

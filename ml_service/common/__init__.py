@@ -1,1 +1,1 @@
-"""What the targets share."""
+"""Parts that the targets share."""

@@ -1,4 +1,4 @@
-"""Whether somebody uses a target: what ``inv status`` shows when no target is named."""
+"""Which targets ``inv status`` shows when none is named: those that somebody uses from here."""
 
 from __future__ import annotations
 

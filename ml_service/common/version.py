@@ -1,4 +1,4 @@
-"""What the targets aci and webapp write down in Azure about a version, in tags and settings of what runs it."""
+"""The record of a deployed version that aci and webapp keep in Azure: in tags and in settings of the site."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Version:
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Version | None:
-        """The version that ``tags`` tell of."""
+        """Return the version that ``tags`` describe."""
         names = asdict(cls("", "", "", "", ""))
-        found = {name: tags[f"mlops-{name}"] for name in names if f"mlops-{name}" in tags}
-        return cls(**found) if "image" in found else None
+        parts = {name: tags[f"mlops-{name}"] for name in names if f"mlops-{name}" in tags}
+        return cls(**parts) if "image" in parts else None
 
     def tags(self) -> dict[str, str]:
-        """As tags, one for each part: a tag holds at most 256 characters."""
+        """Return it as tags, one for each part: a tag holds at most 256 characters."""
         return {f"mlops-{name}": value for name, value in asdict(self).items()}
 
     @classmethod
@@ -76,11 +76,11 @@ class Version:
         return {"name": self.name, "version": self.version}
 
     def same_as(self, other: Version | None) -> bool:
-        """Whether both answer alike."""
+        """Return whether image and package are the same, so that both answer alike."""
         return other is not None and (self.image, self.package) == (other.image, other.package)
 
     def serving_now(self) -> Version:
-        """The same, with the time."""
+        """Return the same version with the present time."""
         return replace(self, since=datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,18 +14,6 @@ CHECKED = {"benchmarks", "diabetes_regression", "emulators", "ml_service", "requ
 NOT_A_VERB = re.compile(r"(What|Whatever|Who|Whoever|Whether)\b")
 IS_NO = re.compile(r"(?<!there )\bis no (?!longer\b|more\b)")
 PARTICIPLES = {"found", "given", "said"}
-
-NOT_YET = {
-    "ml_service",
-    "ml_service/common",
-    "ml_service/targets/docker",
-    "ml_service/targets/local",
-    "ml_service/targets/webapp",
-    "scoring/scoring_service/http",
-    "scoring/scoring_service/model",
-    "tasks.py",
-}
-"""The folders whose words are still the old ones. One that has become clean leaves this list."""
 
 
 def findings(source: str) -> Iterator[str]:
@@ -42,26 +30,17 @@ def findings(source: str) -> Iterator[str]:
                 yield f"{node.lineno}: a participle as a name: {name}"
 
 
-def by_folder() -> Mapping[str, list[str]]:
-    """Return the findings of each folder of code; a script at the top is a folder of its own."""
-    folders: dict[str, list[str]] = {}
+def all_findings() -> Iterator[str]:
+    """Yield the findings of all code, as ``FILE:LINE: finding``."""
     for path in sorted(repository_files()):
         inside = path.relative_to(ROOT)
         if path.suffix == ".py" and (inside.parts[0] in CHECKED or len(inside.parts) == 1):
-            folder = str(inside.parent) if len(inside.parts) > 1 else str(inside)
-            listed = [f"{inside}:{finding}" for finding in findings(path.read_text(encoding="utf-8"))]
-            folders.setdefault(folder, []).extend(listed)
-    return folders
+            yield from (f"{inside}:{finding}" for finding in findings(path.read_text(encoding="utf-8")))
 
 
 def test_the_words_are_those_of_contributing() -> None:
-    """No noun clause as a docstring, no "is no X" in a message, no participle as a name, outside of the list."""
-    assert [finding for folder, listed in by_folder().items() if folder not in NOT_YET for finding in listed] == []
-
-
-def test_the_list_of_exceptions_is_exact() -> None:
-    """A folder that has become clean stays clean: it leaves the list."""
-    assert {folder for folder, listed in by_folder().items() if listed} == NOT_YET
+    """No noun clause as a docstring, no "is no X" in a message, no participle as a name."""
+    assert list(all_findings()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the docker target keeps on the engine: the proxy, its network and volume, and a container for each version.
+"""The docker target's objects on the engine: the proxy, its network and volume, and a container for each version.
 
 The proxy owns the public port. Its volume holds ``route.json``, the only record of what serves: a switch is one
 replaced file and one pointer in the proxy, made by one command that the engine runs inside the proxy's container. The

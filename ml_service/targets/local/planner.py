@@ -15,7 +15,7 @@ from ml_service.targets.local.state import LOOPBACK, Paths, State, Version
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the steps ``start``, ``verify`` and ``switch`` carry. After a rollback there is no version before."""
+    """The detail of the steps ``start``, ``verify`` and ``switch``. After a rollback there is no version before."""
 
     version: Version
     is_rollback: bool = False

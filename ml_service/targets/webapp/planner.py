@@ -18,7 +18,7 @@ PRODUCTION = ""
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the steps that bring a version in carry. ``previous`` is what a rollback would bring back afterwards."""
+    """The detail of the steps that bring a version in. ``previous`` is what a rollback would bring back afterwards."""
 
     version: Version
     previous: Version | None
@@ -26,7 +26,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class NewSite:
-    """What a step carries that creates a slot, or PRODUCTION, to hold ``version``."""
+    """The detail of a step that creates a slot, or PRODUCTION, to hold ``version``."""
 
     slot: str
     version: Version
@@ -34,7 +34,7 @@ class NewSite:
 
 @dataclass(frozen=True)
 class VaultKeyPair:
-    """What the steps carry that generate the key vault's keys and bring them to production."""
+    """The detail of the steps that generate the key vault's keys and bring them to production."""
 
 
 class Planner:

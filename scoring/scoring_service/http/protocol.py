@@ -90,7 +90,7 @@ IDLE, READING, ANSWERING, FLUSHING, LINGERING, CLOSED = State
 
 
 class Handler(Limits, Protocol):
-    """What serves the requests of all connections of a worker."""
+    """Serves the requests of all connections of a worker."""
 
     read_timeout: float
     idle_timeout: float
@@ -251,16 +251,16 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request has begun, and all answers are taken."""
+        """Return whether no request has begun and all responses are taken."""
         return self._state is IDLE and not self._is_blocked
 
     @property
     def is_alive(self) -> bool:
-        """Whether the client can still be answered."""
+        """Return whether the client can still get a response."""
         return self._state is not CLOSED
 
     def check(self, now: float) -> None:
-        """End what takes too long: an idle connection, a request that does not arrive, answers that are not taken."""
+        """End, at its timeout, an idle connection, a request that does not arrive, or a response that is not taken."""
         if self._state is FLUSHING and not self._transport.get_write_buffer_size():
             self._state = LINGERING
             self.deadline = now + LINGER

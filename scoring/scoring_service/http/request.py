@@ -77,7 +77,7 @@ class Limits(Protocol):
 
 
 class Consumer(Protocol):
-    """What the reader calls for each connection's requests."""
+    """The callbacks of the reader, for the requests of a connection."""
 
     def on_request_begin(self) -> None:
         """The first byte of a request has arrived."""
@@ -92,11 +92,11 @@ class Consumer(Protocol):
         """The current request, or what should have been one, cannot be read. Nothing after it is."""
 
     def on_tunnel(self) -> None:
-        """What follows the last request is another protocol. It is not read."""
+        """The bytes after the last request are of another protocol. They are not read."""
 
 
 class Stage(IntEnum):
-    """What the next byte belongs to."""
+    """The part of a request that the next byte belongs to."""
 
     BETWEEN = 0
     HEAD = 1

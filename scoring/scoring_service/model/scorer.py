@@ -20,7 +20,7 @@ _LOOPS = re.compile(rb"\x22\x04(Loop|Scan)")
 
 
 class Model(Protocol):
-    """What each runtime implements."""
+    """The interface of a runtime."""
 
     def predict(self, rows: Sequence[Row]) -> Any:
         """Return the value of ``result``: a list with one entry per row, which JSON can encode."""
@@ -35,7 +35,7 @@ class Scorer:
     def __init__(self, package: Package, model: Model, max_rows: int) -> None:
         self.package = package
         self.is_steady = package.runtime == "onnx" and not _LOOPS.search(package.model_bytes)
-        """Whether the size of a body tells how long it takes. A script or a loop may take any time."""
+        """True where the size of a body tells how long it takes. A script or a loop may take any time."""
         self._model = model
         self._reader = RowReader(package.signature, max_rows)
         self._encode = msgspec.json.Encoder().encode
