@@ -161,9 +161,9 @@ def test(
         _run(["-m", "coverage", "erase"], root, console)
     folders = [f"tests/{name}" for name in suites]
     report = Path(junit).absolute() if junit else record.with_name("tests.xml")
-    # Slow tests wait for processes and services, so more run at a time than there are processors. tests/conftest.py
-    # decides which stay together, since they share what is slow to make, and which come first.
-    at_a_time = max(2, os.cpu_count() or 1) + (0 if quick else 2)
+    # The tests on a cluster mostly wait for it, so one process more runs beside them than there are processors.
+    # tests/conftest.py decides which tests stay together, since they share what is slow to make, and which come first.
+    at_a_time = max(2, os.cpu_count() or 1) + (1 if "adapters" in suites else 0)
     together = ["--numprocesses", str(at_a_time), "--dist", "loadscope", "--no-loadscope-reorder"]
     chosen = ["-m", _marks(suites, quick), "-o", f"cache_dir={_last_results()}", *(_ONLY_FAILED if failed else [])]
     arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *chosen, *folders, f"--junit-xml={report}"]

@@ -19,6 +19,9 @@ _OF_THE_MACHINE = frozenset(("KUBECONFIG", "DOCKER_HOST", "PIP_INDEX_URL", "IMAG
 _OF_THE_PIPELINE = ("CI", "TF_BUILD", "MLOPS_OUTPUTS")
 
 
+_ON_THE_CLUSTER = tuple(f"tests/adapters/test_{name}.py" for name in ("aks_target", "aks_weights", "cluster_page"))
+
+
 def settings() -> set[str]:
     """Every setting that there is."""
     return {setting.name for section in (CoreSettings, *SECTIONS.values()) for setting in declared(section).values()}
@@ -43,15 +46,19 @@ def _rank(item: pytest.Item) -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give workers whole groups of tests: those of a class, or of a file, on one rig.
 
-    What tests of a group share is made once. The tests of a contract suite share nothing across rigs.
+    What tests of a group share is made once. The tests of a contract suite share nothing across rigs. All tests on the
+    cluster are one group: side by side, their pods would ask for more than one small node has, and each makes and
+    removes the same kinds of custom objects.
     """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
     class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             test, _, parameters = nodeid.partition("[")
-            group = test.rpartition("::")[0]
-            return f"{group}[{_rig(parameters)}]" if test.startswith("tests/contract/") else group
+            group, rig = test.rpartition("::")[0], _rig(parameters)
+            if test.startswith(_ON_THE_CLUSTER) or (test.startswith("tests/contract/") and rig == "aks"):
+                return "cluster"
+            return f"{group}[{rig}]" if test.startswith("tests/contract/") else group
 
     return GroupScheduling(config, log)
 
