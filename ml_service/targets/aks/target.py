@@ -64,18 +64,19 @@ class AksTarget:
         if plan.steps:
             wanted = Version.of(plan.release, self._settings)
             signing.check(self._settings, plan.release)
-            self._packages.add(plan.release)
             with self._lease(progress):
+                # With the lease: a deployment that ends removes the packages that nothing on the cluster needs.
+                self._packages.add(plan.release)
                 now = self._planner.deployment(wanted, plan.canary_percent)
                 self._executor(verify, progress).perform(due_steps(plan, now, progress))
-            self._packages.keep_only(self._reader.package_hashes())
+                self._packages.keep_only(self._reader.package_hashes())
         return self._reader.status_with_address()
 
     def rollback(self, verify: Verify, progress: Progress) -> Status:
         """See Target 5. During a canary it removes the candidate; else it brings back the version before."""
         with self._lease(progress):
             self._executor(verify, progress).perform(self._planner.rollback())
-        self._packages.keep_only(self._reader.package_hashes())
+            self._packages.keep_only(self._reader.package_hashes())
         return self._reader.status_with_address()
 
     def promote(self, progress: Progress) -> Status:
@@ -92,7 +93,7 @@ class AksTarget:
             key = KeySecret(self._cluster, self._settings).key_for(version)
             canary_metrics.judge(self._cluster, self._settings, canary, key, progress)
             self._executor(_verified_before, progress).perform(self._planner.promotion(version))
-        self._packages.keep_only(self._reader.package_hashes())
+            self._packages.keep_only(self._reader.package_hashes())
         return self._reader.status_with_address()
 
     def undeploy(self, progress: Progress) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import yaml
 
 from ml_service.errors import UnavailableError
 from ml_service.ports import Action, Plan, Release
-from ml_service.targets.aks import canary_metrics
+from ml_service.targets.aks import canary_metrics, lease
 from ml_service.targets.aks.client import _PLURALS
 from ml_service.targets.aks.deployment import read_version
 from tests.support.aks_scenario import NAME, AksScenario, at_gateway, killed_in_its_rollout, without_waiting
@@ -197,3 +200,26 @@ class TestDeployedByCommit33c8506:
         for _ in range(2):
             scenario.target().rollback(no_verification, print)
         assert (scenario.serving(), scenario.state()) == (("1", None), "serving")
+
+
+class TestPackages:
+    """The packages below MLOPS_HOME belong to whoever holds the lease."""
+
+    def test_a_candidate_is_verified_also_after_another_deployment_removed_its_package(
+        self, scenario: AksScenario, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other one ends while this one waits for the lease. Without the package there would be no examples."""
+        hold = lease.held
+
+        @contextmanager
+        def held_after_another(*arguments: Any, **options: Any) -> Iterator[Any]:
+            shutil.rmtree(scenario.settings().home / "targets", ignore_errors=True)
+            with hold(*arguments, **options) as held:
+                yield held
+
+        verified: list[Path | None] = []
+        target = scenario.target()
+        plan = target.plan(scenario.release("1"))
+        monkeypatch.setattr(lease, "held", held_after_another)
+        target.apply(plan, lambda endpoint, package: verified.append(package), print)
+        assert [package and package.name for package in verified] == [plan.release.package_sha256]
