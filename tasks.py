@@ -129,7 +129,7 @@ def stage(
             asked = bool(options.pop("dry_run", False))
             dry = asked or bool(c.config.run.dry)
             common = {name: options.pop(name, None) for name in _OPTIONS}
-            stand_for = {variable: options.pop(option) for option, (variable, _) in (sets or {}).items()}
+            stand_for = {variable: options.pop(option, default) for option, (variable, default) in (sets or {}).items()}
             set_here = {variable: str(value) for variable, value in stand_for.items() if value}
             work = Work(common, set_here, dry)
             _translating(work, body, plans, changes, options)
