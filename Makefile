@@ -9,6 +9,9 @@ PYTHONS := python3.13 python3.12 python3.11 python3
 # error, and Debian packages venv and ensurepip apart from Python.
 FITS := -I -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
+# Many images set it. Without bytecode on disk each process compiles all its libraries anew: `make ci` took twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help ci test lint coverage doctor ui lock clean setup
 

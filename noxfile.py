@@ -54,7 +54,6 @@ def test(session: nox.Session) -> None:
     """
     if session.python == "3.11":
         install(session, "requirements/all.txt")
-        session.run("inv", "lint")
         session.run("inv", "coverage", "--suite", EVERYTHING, *session.posargs)
     else:
         install(session, "requirements/ci.txt")

@@ -1,12 +1,13 @@
 """Compiles the locks from the groups of pyproject.toml: ``python requirements/compile.py [options of uv]``.
 
 ``all.txt`` is the one resolution. Every other lock is compiled with it as constraint, so a package has one version
-wherever it appears. uv keeps the versions that a lock already names; pass ``--upgrade`` to move to newer ones, or
-``--upgrade-package NAME`` for one of them.
+wherever it appears; APART says where not. uv keeps the versions that a lock already names; pass ``--upgrade`` to move
+to newer ones, or ``--upgrade-package NAME`` for one of them.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,16 @@ EVERYWHERE = ("tasks", "project", "scoring", "local", "docker", "quality")
 
 LOCKS: Mapping[str, Sequence[str]] = {
     "all": (*EVERYWHERE, "azureml", "kubernetes", "azure", "supply-chain"),
-    "ci": EVERYWHERE,
+    "ci": (*EVERYWHERE, "types"),
     "scoring": ("scoring",),
     "front": ("front",),
     "azureml": ("tasks", "project", "azureml"),
     "bootstrap": ("bootstrap",),
 }
 """The groups that each lock holds."""
+
+APART = ("pathspec",)
+"""Packages of which a lock may have another version: azureml-core needs a pathspec below 1.0, mypy 2 one from there."""
 
 
 def compile_lock(name: str, groups: Sequence[str], options: Sequence[str]) -> None:
@@ -35,9 +39,15 @@ def compile_lock(name: str, groups: Sequence[str], options: Sequence[str]) -> No
     command += ["--universal", "--python-version", "3.11"]
     command += ["--generate-hashes", "--no-header", "--no-emit-index-url", "--no-emit-find-links", "--quiet"]
     command += [option for group in groups for option in ("--group", group)]
-    command += ["--output-file", f"requirements/{name}.txt"]
-    command += options if name == "all" else ["--constraint", "requirements/all.txt"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    lock = HERE / f"{name}.txt"
+    command += ["--output-file", f"requirements/{name}.txt", *options]
+    if name == "all":
+        subprocess.run(command, cwd=ROOT, check=True)
+        return
+    pins = re.findall(r"^[a-z0-9].*==.*$", (HERE / "all.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    shared = "\n".join(pin.rstrip(" \\") for pin in pins if not pin.startswith(APART))
+    subprocess.run([*command, "--constraint", "/dev/stdin"], cwd=ROOT, check=True, text=True, input=shared)
+    lock.write_text(lock.read_text(encoding="utf-8").replace("/dev/stdin", "requirements/all.txt"), encoding="utf-8")
 
 
 def main(options: Sequence[str]) -> None:
