@@ -40,7 +40,7 @@ def smoke(endpoint: Endpoint, package: Path, *, timeout: float, progress: Progre
 
     ``timeout`` bounds the whole test, in seconds. Numbers may differ by the tolerance of ``examples.json`` (relative,
     absolute below 1); everything else must be equal. A malformed request must get 400 and, when the endpoint has a
-    key, a wrong key 401.
+    key, a wrong key 401. Where two versions answer at one address, as during a canary, those of the other do not count.
 
     Raises:
         UnhealthyError: the service did not start in time, or did not answer as it must: says what was
@@ -48,7 +48,9 @@ def smoke(endpoint: Endpoint, package: Path, *, timeout: float, progress: Progre
         IntegrityError: the package's examples cannot be read.
     """
     tolerance, examples = _read_examples(package)
-    with _Sender(endpoint, timeout, progress) as send:
+    manifest = packages.read_manifest(package)
+    version = f"{manifest.model_name}:{manifest.model_version}"
+    with _Sender(endpoint, version, timeout, progress) as send:
         for number, example in enumerate(examples, start=1):
             _check_example(f"example {number}", example, tolerance, send, endpoint)
         progress(f"{len(examples)} examples answered as expected")
@@ -81,15 +83,16 @@ def _example(request: Any, response: Any) -> Mapping[str, Any]:
 
 
 class _Sender:
-    """Sends requests until one deadline, which all of them share."""
+    """Sends requests to one model version until one deadline, which all of them share."""
 
-    def __init__(self, endpoint: Endpoint, timeout: float, progress: Progress) -> None:
+    def __init__(self, endpoint: Endpoint, version: str, timeout: float, progress: Progress) -> None:
         import requests
 
         from ml_service.http_session import session_for
 
         self._requests = requests
         self._endpoint = endpoint
+        self._version = version
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._progress = progress
@@ -154,6 +157,10 @@ class _Sender:
             return f"the request failed ({type(error).__name__})"
         if answer.status_code in _STARTING:
             return f"status {answer.status_code}"
+        # Servers packaged before this header existed do not send it.
+        if (other := answer.headers.get("X-Model-Version", self._version)) != self._version:
+            self._session.close()  # a connection may belong to one version; the next one is new
+            return f"{other} answered"
         return _Answer(answer.status_code, answer.content)
 
 

@@ -91,7 +91,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 def test_the_commands_for_containers_and_a_cluster_work_as_they_stand(reader: Reader) -> None:
-    """Package, image, push, docker, aks, a canary of 10 %, promote, rollback; each but the canary followed by smoke."""
+    """Package, image, push, docker, aks, a canary of 10 %, promote, rollback; each followed by smoke."""
     reader.run("inv publish\ninv train", BUILD_BUILDID="first")  # as make ci has done
     reader.run(commands("second"), BUILD_BUILDID="second")
     for name in ("containers", "traffic"):

@@ -32,6 +32,12 @@ def test_scoring(shared_server: Server) -> None:
     assert answer.headers["x-request-id"]
 
 
+def test_an_answer_says_which_version_scored(shared_server: Server) -> None:
+    """During a canary two versions answer at one address. An error tells nothing."""
+    assert shared_server.score([[1, 2, 3]]).headers["x-model-version"] == "test_model:3"
+    assert "x-model-version" not in shared_server.ask("POST", "/score", b"{").headers
+
+
 def test_health_needs_no_key(shared_server: Server) -> None:
     """GET / and /health/* are for those who watch."""
     for path in ("/", "/health/live", "/health/ready"):

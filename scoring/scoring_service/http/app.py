@@ -93,6 +93,7 @@ class Service:
         self._id_prefix = secrets.token_hex(6).encode()
         package = scorer.package
         self._identity = (package.name, package.version, package.sha256)
+        self._version_field = _version_field(package.name, package.version)
         self._documents = {
             "root": b'{"status":"Healthy"}',
             "live": b'{"status":"live"}',
@@ -264,7 +265,7 @@ class Service:
             rows = 0
         else:
             body, rows = outcome
-            connection.answer(request, 200, self._fields(request), body)
+            connection.answer(request, 200, self._fields(request) + self._version_field, body)
             self._record(request, 200, rows, b"")
         self._metrics.scored(_clock() - request.started, rows)
 
@@ -322,6 +323,12 @@ class Service:
             error=type(cause).__name__,
             text=str(cause)[:400],
         )
+
+
+def _version_field(name: str, version: str) -> bytes:
+    """Return the header line that says which version answered: during a canary, two do."""
+    text = f"{name}:{version}"
+    return f"X-Model-Version: {text}\r\n".encode() if text.isascii() and text.isprintable() else b""
 
 
 def _path(target: bytes) -> bytes:

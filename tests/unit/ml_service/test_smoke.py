@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from ml_service.errors import IntegrityError, UnhealthyError
+from ml_service.package import read_manifest
 from ml_service.ports import Endpoint
 from ml_service.smoke import MALFORMED, smoke
 from tests.support.releases import make_release
@@ -35,13 +37,14 @@ def good(body: bytes, key: str) -> tuple[int, Any]:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers as ``answer`` says."""
+    """Answers as ``answer`` says; each connection is of the next of ``versions``, in turn."""
 
     daemon_threads = True
 
-    def __init__(self, answer: Answer, port: int = 0) -> None:
+    def __init__(self, answer: Answer, port: int = 0, versions: Sequence[str] = ("",)) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.answer = answer
+        self.versions = itertools.cycle(versions)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -53,12 +56,18 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
+    def setup(self) -> None:
+        super().setup()
+        self.model_version = next(self.server.versions)
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         status, value = self.server.answer(body, self.headers.get("Authorization", "").removeprefix("Bearer "))
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
+        if self.model_version:
+            self.send_header("X-Model-Version", self.model_version)
         self.end_headers()
         self.wfile.write(content)
 
@@ -70,8 +79,8 @@ class Handler(BaseHTTPRequestHandler):
 def serve() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(answer: Answer, port: int = 0) -> Server:
-        servers.append(Server(answer, port))
+    def start(answer: Answer, port: int = 0, versions: Sequence[str] = ("",)) -> Server:
+        servers.append(Server(answer, port, versions))
         return servers[-1]
 
     yield start
@@ -214,7 +223,7 @@ def test_refused_connections_are_waited_for(serve: Callable[..., Server], packag
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     lines: list[str] = []
-    starter = threading.Timer(0.5, serve, args=(good, port))
+    starter = threading.Timer(0.2, serve, args=(good, port))
     starter.start()
     smoke(Endpoint(f"http://127.0.0.1:{port}", KEY), package, timeout=60, progress=lines.append)
     starter.join()
@@ -226,8 +235,8 @@ def test_it_gives_up_after_the_time_it_names(package: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(UnhealthyError) as caught:
-        smoke(Endpoint(f"http://127.0.0.1:{port}", KEY), package, timeout=1, progress=print)
-    assert caught.value.what == "no answer within 1 s; last: connection refused or lost"
+        smoke(Endpoint(f"http://127.0.0.1:{port}", KEY), package, timeout=0.3, progress=print)
+    assert caught.value.what == "no answer within 0.3 s; last: connection refused or lost"
     assert "SMOKE_TIMEOUT" in caught.value.next_step
 
 
@@ -235,11 +244,11 @@ def test_a_service_that_never_answers(serve: Callable[..., Server], package: Pat
     """A connection that hangs counts as starting, until the time is over."""
 
     def hang(_body: bytes, _key: str) -> tuple[int, Any]:
-        time.sleep(5)
+        time.sleep(2)
         return 200, {}
 
-    with pytest.raises(UnhealthyError, match="no answer within 1 s; last: no answer in time"):
-        smoke(serve(hang).endpoint, package, timeout=1, progress=print)
+    with pytest.raises(UnhealthyError, match="no answer within 0.3 s; last: no answer in time"):
+        smoke(serve(hang).endpoint, package, timeout=0.3, progress=print)
 
 
 def test_a_service_that_trickles(package: Path) -> None:
@@ -256,9 +265,28 @@ def test_a_service_that_trickles(package: Path) -> None:
         threading.Thread(target=trickle, daemon=True).start()
         endpoint = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}", KEY)
         begun = time.monotonic()
-        with pytest.raises(UnhealthyError, match="no answer within 1 s"):
-            smoke(endpoint, package, timeout=1, progress=print)
+        with pytest.raises(UnhealthyError, match="no answer within 0.3 s"):
+            smoke(endpoint, package, timeout=0.3, progress=print)
         assert time.monotonic() - begun < 15
+
+
+def test_answers_of_another_version_do_not_count(serve: Callable[..., Server], package: Path) -> None:
+    """During a canary two versions share an address: the one that was asked about is asked again."""
+    manifest = read_manifest(package)
+    version = f"{manifest.model_name}:{manifest.model_version}"
+    lines: list[str] = []
+    smoke(serve(good, versions=["other:9", version]).endpoint, package, timeout=30, progress=lines.append)
+    assert lines == [
+        "not there yet: other:9 answered",
+        "2 examples answered as expected",
+        "bad requests are refused as they must be",
+    ]
+
+
+def test_another_version_that_answers_alone_is_named(serve: Callable[..., Server], package: Path) -> None:
+    """Its values are not what was asked for, even where they are equal."""
+    with pytest.raises(UnhealthyError, match="no answer within 0.3 s; last: other:9 answered"):
+        smoke(serve(good, versions=["other:9"]).endpoint, package, timeout=0.3, progress=print)
 
 
 def test_proxies_of_the_environment_are_left_alone(
