@@ -25,6 +25,7 @@ lint: setup ## flake8, types, import rules
 	@$(ENVIRONMENT)/bin/inv lint
 
 coverage: setup ## the tests with coverage, and a floor
+	@$(ENVIRONMENT)/bin/inv test
 	@$(ENVIRONMENT)/bin/inv coverage
 
 doctor: setup ## check settings, disk, port and libraries before anything runs

@@ -214,33 +214,19 @@ def test(work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False,
 
 @stage(
     help={
-        "junit": _JUNIT,
-        "suite": _SUITE,
-        "quick": _QUICK,
-        "failed": f"{_FAILED}; the figures are those of both times",
+        "quick": "the quick tests ran: their floor is lower",
         "xml": "write the coverage as Cobertura XML",
         "html": "write the coverage as HTML pages",
     }
 )
-def coverage(
-    work: Work,
-    junit: str = "",
-    suite: str = _SUITES,
-    quick: bool = False,
-    failed: bool = False,
-    xml: str = "",
-    html: str = "",
-) -> None:
-    """Run the tests with coverage, and hold it to a floor.
+def coverage(work: Work, quick: bool = False, xml: str = "", html: str = "") -> None:
+    """Report what the last `inv test` covered, and hold it to a floor.
 
-    When `inv test` has just passed on these very files, its figures are used and nothing runs twice.
-
-    Examples: inv coverage · inv coverage --xml reports/coverage.xml --html htmlcov
+    Examples: inv test && inv coverage · inv coverage --xml reports/coverage.xml --html htmlcov
     """
     from ml_service.quality import coverage as run
 
-    suites = suite.split(",")
-    run(ROOT, work.console, suites=suites, quick=quick, failed=failed, junit=junit, xml=xml, html=html)
+    run(ROOT, work.console, quick=quick, xml=xml, html=html)
 
 
 # Training

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -17,7 +16,6 @@ from xml.etree import ElementTree
 
 from ml_service.console import Console
 from ml_service.errors import MlopsError, UsageError
-from ml_service.package import write_json
 
 CHECKED = (
     *("ml_service", "diabetes_regression", "scoring", "emulators", "tools", "benchmarks", "tests", "requirements"),
@@ -141,7 +139,7 @@ def test(
     failed: bool = False,
     junit: str = "",
 ) -> None:
-    """Run the tests of the named folders, measuring coverage on the way.
+    """Run the tests of the named folders; ``coverage`` reports what they covered.
 
     ``quick`` leaves out those marked slow. ``failed`` takes only those that failed the last time, and adds to the
     figures of that time.
@@ -153,14 +151,10 @@ def test(
     if missing := [name for name in suites if not (root / "tests" / name).is_dir()]:
         known = ", ".join(sorted(path.name for path in (root / "tests").iterdir() if path.is_dir()))
         raise UsageError(f"no tests in {', '.join(missing)}", where="--suite", next_step=f"use some of: {known}")
-    record = _record(root)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.unlink(missing_ok=True)
-    before = _fingerprint(root)
     if not failed:
         _run(["-m", "coverage", "erase"], root, console)
     folders = [f"tests/{name}" for name in suites]
-    report = Path(junit).absolute() if junit else record.with_name("tests.xml")
+    report = Path(junit or root / "reports" / "tests.xml").absolute()
     # The tests on a cluster mostly wait for it, so one process more runs beside them than there are processors.
     # tests/conftest.py decides which tests stay together, since they share what is slow to make, and which come first.
     at_a_time = max(2, os.cpu_count() or 1) + (1 if "adapters" in suites else 0)
@@ -168,11 +162,8 @@ def test(
     chosen = ["-m", _marks(suites, quick), "-o", f"cache_dir={_last_results()}", *(_ONLY_FAILED if failed else [])]
     arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *chosen, *folders, f"--junit-xml={report}"]
     code = _run(arguments, root, console)
-    passed = code == 0 or (failed and code == _NOTHING_TO_RUN)
     console.output("look_at", _counted(report))
-    if not failed:
-        write_json(record, {"tests": _named(suites, quick), "files": before, "passed": passed})
-    if not passed:
+    if code and not (failed and code == _NOTHING_TO_RUN):
         raise QualityError("a test failed", where="test", next_step="mend it; again: inv test")
 
 
@@ -187,10 +178,6 @@ def _last_results() -> str:
     return f".pytest_cache/{hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]}"
 
 
-def _named(suites: Sequence[str], quick: bool) -> str:
-    return f"{'quick ' if quick else ''}{','.join(suites)}"
-
-
 def _counted(report: Path) -> str:
     """How many tests passed and were skipped, from a JUnit report."""
     try:
@@ -203,68 +190,43 @@ def _counted(report: Path) -> str:
     return f"{passed} passed, {skipped} skipped" + (f", {bad} failed" if bad else "")
 
 
-def coverage(
-    root: Path,
-    console: Console,
-    *,
-    suites: Sequence[str],
-    quick: bool = False,
-    failed: bool = False,
-    junit: str = "",
-    xml: str = "",
-    html: str = "",
-) -> None:
-    """Report the coverage of the tests and hold it to the floor; the tests run unless they just ran on these files.
+def coverage(root: Path, console: Console, *, quick: bool = False, xml: str = "", html: str = "") -> None:
+    """Report what the last tests covered and hold it to the floor.
 
-    The reports are written also when a test failed, since that is when somebody looks at them. The quick tests have a
-    floor of their own. What needs a service counts where the tests of all adapters run and TESTS_NEED says that engine
-    and cluster are there.
+    The quick tests have a floor of their own. What needs a service counts where TESTS_NEED says that engine and cluster
+    are there.
 
     Raises:
-        QualityError: a test failed, or the floor was missed.
+        QualityError: the floor was missed, or no tests have been measured.
     """
-    failure = _figures(root, console, suites, quick, failed, junit)
-    _run(["-m", "coverage", "combine", "--quiet", *(["--append"] if failed else [])], root, console)
-    chosen = _counted_files(root, console, suites)
+    if any(root.glob(".coverage.*")):
+        _run(["-m", "coverage", "combine", "--append", "--quiet"], root, console)
+    chosen = _counted_files(console, quick)
     for report, path in (("xml", xml), ("html", html)):
         if path:
             option = "-o" if report == "xml" else "-d"
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             _run(["-m", "coverage", report, "--quiet", "--fail-under=0", *chosen, option, path], root, console)
     floor = [f"--fail-under={_QUICK_FLOOR}"] if quick else []
-    below = _run(["-m", "coverage", "report", *floor, *chosen], root, console)
-    if failure:
-        raise failure
-    if below:
+    command = [sys.executable, "-m", "coverage", "report", *floor, *chosen]
+    done = subprocess.run(command, cwd=root, text=True, capture_output=True)
+    console.line((done.stdout + done.stderr).rstrip())
+    total = re.search(r"^TOTAL .* (\d+%)", done.stdout, re.MULTILINE)
+    if total is None:
+        raise QualityError("no tests have been measured", where="coverage", next_step="run: inv test")
+    if done.returncode:
         raise QualityError(
             "the coverage is below the floor", where="coverage", next_step="test what the table shows as missing"
         )
-    total = [sys.executable, "-m", "coverage", "report", "--format=total", "--fail-under=0", *chosen]
-    summary = subprocess.run(total, cwd=root, text=True, capture_output=True)
-    console.output("look_at", f"{summary.stdout.strip()} % covered{' by the quick tests' if quick else ''}")
+    console.output("look_at", f"{total[1]} covered{' by the quick tests' if quick else ''}")
 
 
-def _counted_files(root: Path, console: Console, suites: Sequence[str]) -> list[str]:
+def _counted_files(console: Console, quick: bool) -> list[str]:
     """The option of coverage.py that leaves out what these tests cannot run whole here."""
-    if "adapters" in suites and {"docker", "kubernetes"} <= set(os.environ.get("TESTS_NEED", "").split(",")):
+    if not quick and {"docker", "kubernetes"} <= set(os.environ.get("TESTS_NEED", "").split(",")):
         return []
     console.line("adapters that need a service (Azure ML, an engine, a cluster) are left to: inv test --suite adapters")
     return [f"--omit={','.join(f'ml_service/{folder}/*' for folder in _NEED_A_SERVICE)}"]
-
-
-def _figures(
-    root: Path, console: Console, suites: Sequence[str], quick: bool, failed: bool, junit: str
-) -> QualityError | None:
-    """Have the tests measured; returns what to raise once the reports are written."""
-    passed = None if junit or failed else _recorded(root, _named(suites, quick))
-    if passed is None:
-        try:
-            test(root, console, suites=suites, quick=quick, failed=failed, junit=junit)
-        except QualityError as error:
-            return error
-        return None
-    console.line(f"inv test has {'passed' if passed else 'failed'} on these very files: its figures are used")
-    return None if passed else QualityError("a test failed", where="test", next_step="mend it; again: inv test")
 
 
 def _run(arguments: list[str], root: Path, console: Console) -> int:
@@ -279,38 +241,3 @@ def _run(arguments: list[str], root: Path, console: Console) -> int:
         for line in process.stdout:
             console.line(line.rstrip("\n"))
     return process.returncode
-
-
-def _record(root: Path) -> Path:
-    return root / "reports" / "tested.json"
-
-
-def _recorded(root: Path, tests: str) -> bool | None:
-    """Return whether the tests passed when they last ran on these very files; None when they did not run on them."""
-    try:
-        recorded = json.loads(_record(root).read_bytes())
-        passed = bool(recorded.pop("passed"))
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    measured = any(root.glob(".coverage*"))
-    return passed if measured and recorded == {"tests": tests, "files": _fingerprint(root)} else None
-
-
-def _fingerprint(root: Path) -> str:
-    """Changes with any file that a test may read: all but what tools write."""
-    digest = hashlib.sha256(sys.version.encode())
-    for path in sorted(_sources(root)):
-        digest.update(f"{path.relative_to(root)}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _sources(root: Path) -> list[Path]:
-    listed = subprocess.run(
-        ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        return [path for path in root.rglob("*.py") if ".venv" not in path.parts and ".nox" not in path.parts]
-    return [path for name in listed.stdout.split("\0") if name and (path := root / name).is_file()]

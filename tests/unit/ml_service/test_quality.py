@@ -119,40 +119,47 @@ def test_an_unknown_suite_is_an_error_of_usage(root: Path, console: Console) -> 
         quality.test(root, console, suites=["unti"])
 
 
-def test_coverage_uses_the_figures_of_tests_that_just_passed(root: Path, tmp_path: Path) -> None:
-    """Until a file changes; both reports are written."""
+def test_coverage_reports_what_the_last_tests_covered(root: Path, tmp_path: Path) -> None:
+    """Both reports are written; asked again, it says the same."""
     quality.test(root, Console(io.StringIO()), suites=SUITES)
-    stream, outputs = io.StringIO(), tmp_path / "reports" / "outputs"
-    console = Console(stream, outputs=outputs)
-    reports = tmp_path / "reports"
-    quality.coverage(root, console, suites=SUITES, xml=str(reports / "c.xml"), html=str(reports / "html"))
-    assert "inv test has passed on these very files" in stream.getvalue()
+    outputs, reports = tmp_path / "reports" / "outputs", tmp_path / "reports"
+    console = Console(io.StringIO(), outputs=outputs)
+    quality.coverage(root, console, xml=str(reports / "c.xml"), html=str(reports / "html"))
     assert ElementTree.parse(tmp_path / "reports" / "c.xml").getroot().get("line-rate") == "1"
     assert (tmp_path / "reports" / "html" / "index.html").exists()
-    assert "% covered" in outputs.read_text()
+    assert "100% covered" in outputs.read_text()
+    quality.coverage(root, console)
 
 
-def test_coverage_below_the_floor_fails_after_running_what_changed(root: Path) -> None:
-    """The tests run again, since the files are others now."""
-    quality.test(root, Console(io.StringIO()), suites=SUITES)
-    lines = "".join(f"    x += {number}\n" for number in range(20))
-    (root / "ml_service" / "more.py").write_text(f"def more(x: int) -> int:\n{lines}    return x\n")
+def test_coverage_without_tests_says_what_to_run(root: Path, console: Console) -> None:
+    """Nothing measured is not a floor missed."""
+    with pytest.raises(QualityError, match="no tests have been measured") as caught:
+        quality.coverage(root, console)
+    assert caught.value.next_step == "run: inv test"
+
+
+def test_coverage_below_the_floor_fails(root: Path) -> None:
+    """The table says what is missing; the quick tests have a lower floor of their own."""
+    lines = "".join(f"    if x == {number}:\n        return {number}\n" for number in range(3))
+    (root / "ml_service" / "sign.py").write_text(
+        f"def sign(x: int) -> object:\n    if x == 1:\n        return '+'\n{lines}"
+    )
+    quality.test(root, Console(io.StringIO()), suites=["unit"])
     stream = io.StringIO()
     with pytest.raises(QualityError, match="below the floor"):
-        quality.coverage(root, Console(stream), suites=SUITES)
-    assert "inv test has passed" not in stream.getvalue()
+        quality.coverage(root, Console(stream))
+    assert "sign.py" in stream.getvalue()
 
 
-def test_the_quick_tests_have_figures_and_a_floor_of_their_own(root: Path, tmp_path: Path) -> None:
-    """What they leave out is not missed, and their figures are not taken for those of all tests."""
+def test_the_quick_tests_leave_out_the_slow_ones(root: Path, tmp_path: Path) -> None:
+    """And say by whom the figure is."""
     path = root / "tests" / "unit" / "test_unit.py"
     path.write_text("import pytest\n\n\n@pytest.mark.slow\ndef test_slow() -> None:\n    assert True\n")
     outputs = tmp_path / "reports" / "outputs"
     quality.test(root, Console(io.StringIO(), outputs=outputs), suites=["unit", "contract"], quick=True)
     assert "1 passed" in outputs.read_text()
-    stream = io.StringIO()
-    quality.coverage(root, Console(stream), suites=["unit", "contract"])
-    assert "inv test has passed" not in stream.getvalue()
+    quality.coverage(root, Console(io.StringIO(), outputs=outputs), quick=True)
+    assert "100% covered by the quick tests" in outputs.read_text()
 
 
 def test_what_failed_is_run_again_and_its_figures_are_added(root: Path, tmp_path: Path) -> None:
@@ -161,12 +168,13 @@ def test_what_failed_is_run_again_and_its_figures_are_added(root: Path, tmp_path
     path = root / "tests" / "unit" / "test_unit.py"
     path.write_text("from ml_service.more import more\n\n\ndef test_more() -> None:\n    assert more() == 2\n")
     with pytest.raises(QualityError):
-        quality.coverage(root, Console(io.StringIO()), suites=SUITES)
+        quality.test(root, Console(io.StringIO()), suites=SUITES)
     path.write_text(path.read_text().replace("2", "1"))
     outputs = tmp_path / "reports" / "outputs"
-    quality.coverage(root, Console(io.StringIO(), outputs=outputs), suites=SUITES, failed=True)
+    quality.test(root, Console(io.StringIO(), outputs=outputs), suites=SUITES, failed=True)
+    quality.coverage(root, Console(io.StringIO(), outputs=outputs))
     assert "1 passed, 0 skipped" in outputs.read_text()
-    assert "100 % covered" in outputs.read_text()
+    assert "100% covered" in outputs.read_text()
     quality.test(root, Console(io.StringIO()), suites=SUITES, failed=True)
 
 
@@ -179,10 +187,9 @@ def test_an_engine_and_a_cluster_are_asked_beside_the_adapters_only() -> None:
 
 def test_adapters_count_where_engine_and_cluster_are_there(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere their tests are skipped, and the floor would ask for what cannot be."""
-    repository = Path(quality.__file__).parents[1]
     monkeypatch.delenv("TESTS_NEED", raising=False)
-    (omitted,) = quality._counted_files(repository, console, ["unit", "adapters"])
+    (omitted,) = quality._counted_files(console, quick=False)
     assert "ml_service/targets/aks/*" in omitted and "ml_service/targets/local/*" not in omitted
     monkeypatch.setenv("TESTS_NEED", "docker,kubernetes")
-    assert quality._counted_files(repository, console, ["unit", "adapters"]) == []
-    assert quality._counted_files(repository, console, ["unit"]) == [omitted]
+    assert quality._counted_files(console, quick=False) == []
+    assert quality._counted_files(console, quick=True) == [omitted]
