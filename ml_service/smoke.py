@@ -48,8 +48,7 @@ def smoke(endpoint: Endpoint, package: Path, *, timeout: float, progress: Progre
         IntegrityError: the package's examples cannot be read.
     """
     tolerance, examples = _read_examples(package)
-    manifest = packages.read_manifest(package)
-    version = f"{manifest.model_name}:{manifest.model_version}"
+    version = packages.read_manifest(package).model_version
     with _Sender(endpoint, version, timeout, progress) as send:
         for number, example in enumerate(examples, start=1):
             _check_example(f"example {number}", example, tolerance, send, endpoint)
@@ -160,7 +159,7 @@ class _Sender:
         # Servers packaged before this header existed do not send it.
         if (other := answer.headers.get("X-Model-Version", self._version)) != self._version:
             self._session.close()  # a connection may belong to one version; the next one is new
-            return f"{other} answered"
+            return f"version {other} answered"
         return _Answer(answer.status_code, answer.content)
 
 

@@ -93,7 +93,7 @@ class Service:
         self._id_prefix = secrets.token_hex(6).encode()
         package = scorer.package
         self._identity = (package.name, package.version, package.sha256)
-        self._version_field = _version_field(package.name, package.version)
+        self._version_field = _version_field(package.version)
         self._documents = {
             "root": b'{"status":"Healthy"}',
             "live": b'{"status":"live"}',
@@ -325,10 +325,9 @@ class Service:
         )
 
 
-def _version_field(name: str, version: str) -> bytes:
+def _version_field(version: str) -> bytes:
     """Return the header line that says which version answered: during a canary, two do."""
-    text = f"{name}:{version}"
-    return f"X-Model-Version: {text}\r\n".encode() if text.isascii() and text.isprintable() else b""
+    return f"X-Model-Version: {version}\r\n".encode() if version.isascii() and version.isprintable() else b""
 
 
 def _path(target: bytes) -> bytes:

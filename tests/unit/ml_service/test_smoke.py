@@ -272,12 +272,11 @@ def test_a_service_that_trickles(package: Path) -> None:
 
 def test_answers_of_another_version_do_not_count(serve: Callable[..., Server], package: Path) -> None:
     """During a canary two versions share an address: the one that was asked about is asked again."""
-    manifest = read_manifest(package)
-    version = f"{manifest.model_name}:{manifest.model_version}"
+    version = read_manifest(package).model_version
     lines: list[str] = []
-    smoke(serve(good, versions=["other:9", version]).endpoint, package, timeout=30, progress=lines.append)
+    smoke(serve(good, versions=["9", version]).endpoint, package, timeout=30, progress=lines.append)
     assert lines == [
-        "not there yet: other:9 answered",
+        "not there yet: version 9 answered",
         "2 examples answered as expected",
         "bad requests are refused as they must be",
     ]
@@ -285,8 +284,8 @@ def test_answers_of_another_version_do_not_count(serve: Callable[..., Server], p
 
 def test_another_version_that_answers_alone_is_named(serve: Callable[..., Server], package: Path) -> None:
     """Its values are not what was asked for, even where they are equal."""
-    with pytest.raises(UnhealthyError, match="no answer within 0.3 s; last: other:9 answered"):
-        smoke(serve(good, versions=["other:9"]).endpoint, package, timeout=0.3, progress=print)
+    with pytest.raises(UnhealthyError, match="no answer within 0.3 s; last: version 9 answered"):
+        smoke(serve(good, versions=["9"]).endpoint, package, timeout=0.3, progress=print)
 
 
 def test_proxies_of_the_environment_are_left_alone(
