@@ -68,3 +68,10 @@ class IntegrityError(MlopsError):
     """Content is not what its hash or signature says."""
 
     exit_code = 8
+
+
+BY_EXIT_CODE: dict[int, type[MlopsError]] = {
+    kind.exit_code: kind
+    for kind in (UsageError, DataError, ConfigurationError, UnavailableError, UnhealthyError, IntegrityError)
+}
+"""The kind of the error with which a step or a run of another process ended."""

@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ml_service.config import is_plain
-from ml_service.errors import ConfigurationError, DataError, IntegrityError, MlopsError, UnavailableError, UsageError
+from ml_service.errors import BY_EXIT_CODE, ConfigurationError, DataError, MlopsError, UsageError
 from ml_service.package import sha256_of
 from ml_service.ports import PipelineDefinition, Progress
 
 LOCK = "requirements/all.txt"
 """The one resolution: every lock, also that of scoring, is a subset of it."""
-
-_ERRORS: dict[int, type[MlopsError]] = {
-    kind.exit_code: kind for kind in (UsageError, DataError, ConfigurationError, UnavailableError, IntegrityError)
-}
 
 # What a step may see of our environment: it needs an interpreter, a locale and its threads, and no secret.
 _PASSED_ON = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "TEMP", "SYSTEMROOT", "VIRTUAL_ENV")
@@ -138,8 +134,8 @@ class StepProcess:
         self._process.wait()
 
     def _failure(self, code: int, last: str) -> MlopsError:
-        if code in _ERRORS:
-            return _ERRORS[code](last.removeprefix("error: "), where=self._where)
+        if code in BY_EXIT_CODE:
+            return BY_EXIT_CODE[code](last.removeprefix("error: "), where=self._where)
         died = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return MlopsError(f"{died}: {last}" if last else died, where=self._where, next_step="read the lines above")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ml_service.config import SECTIONS, Settings
+from ml_service.config import SECTIONS, Settings, deployment_name
 from ml_service.config.fields import read, read_text
 
 
@@ -16,7 +16,7 @@ def is_configured(settings: Settings, target: str, *variables: str) -> bool:
     Args:
         variables: names of variables that are no settings of ours and point to the target, too.
     """
-    project_name = settings.project.replace("_", "-")
+    project_name = deployment_name(settings.project)
     section: Any = read(SECTIONS[target], {}, root=settings.root, project_name=project_name)
     return (
         getattr(settings, target) != section

@@ -24,6 +24,15 @@ def no_previous_version(target: str) -> UsageError:
     )
 
 
+def not_pushed(who: str) -> UsageError:
+    """Return the error of an image that is only on this machine; ``who`` pulls it, such as ``a cluster``."""
+    return UsageError(
+        f"the artifact has no pushed image, and {who} gets its images from a registry",
+        where="image.json",
+        next_step="run: inv build-image --push",
+    )
+
+
 def no_canary(target: str, where: str) -> UsageError:
     """Return the error of a canary on a target that serves one version; ``where`` is the option or task."""
     return UsageError(
@@ -35,5 +44,10 @@ def no_canary(target: str, where: str) -> UsageError:
 
 def unhealthy(target: str, reason: str, log_lines: Sequence[str], next_step: str) -> UnhealthyError:
     """Return the error of a candidate that did not come up or did not pass, with its last log lines."""
+    return UnhealthyError(with_log(reason, log_lines), where=f"target {target}", next_step=next_step)
+
+
+def with_log(reason: str, log_lines: Sequence[str]) -> str:
+    """Return the reason and, below it, the last log lines."""
     shown = "".join(f"\n  | {line}" for line in log_lines[-LOG_LINES:]) or " none"
-    return UnhealthyError(f"{reason}\nlast log lines:{shown}", where=f"target {target}", next_step=next_step)
+    return f"{reason}\nlast log lines:{shown}"

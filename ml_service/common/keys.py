@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_service.errors import IntegrityError, MlopsError
@@ -50,4 +50,15 @@ def masking(keys: Callable[[], Keys]) -> Callable[[str], str]:
         pair = keys()
     except MlopsError:
         return lambda line: line
-    return lambda line: line.replace(pair.primary, "***").replace(pair.secondary, "***")
+    return hiding([pair.primary, pair.secondary])
+
+
+def hiding(words: Sequence[str]) -> Callable[[str], str]:
+    """Return a function that hides these words in a log line."""
+
+    def hide(line: str) -> str:
+        for word in words:
+            line = line.replace(word, "***")
+        return line
+
+    return hide

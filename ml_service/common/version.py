@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
+from ml_service.common.errors import not_pushed
 from ml_service.config import Settings
 from ml_service.config.scoring import server_options
-from ml_service.errors import UsageError
 from ml_service.ports import Release
 
 
@@ -32,11 +32,7 @@ class Version:
             UsageError: its image was never pushed, so that Azure cannot have it.
         """
         if not release.image or not release.image_digest:
-            raise UsageError(
-                "the artifact has no pushed image, and Azure gets its images from a registry",
-                where="image.json",
-                next_step="run: inv build-image --push",
-            )
+            raise not_pushed("Azure")
         return cls(
             image=f"{release.image}@{release.image_digest}",
             package=release.package_sha256,

@@ -81,7 +81,7 @@ class Settings(CoreSettings):
             ConfigurationError: a setting has a value that is not what its declaration expects.
             UsageError: an unknown platform, or a project that is not a folder with a ``project.json``.
         """
-        project_name = (project or read_text(env, "MLOPS_PROJECT") or cls.project).replace("_", "-")
+        project_name = deployment_name(project or read_text(env, "MLOPS_PROJECT") or cls.project)
         options = {"platform": platform, "project": project, "build_id": build_id}
         core = values(cls, env, root=root, project_name=project_name)
         core |= {name: option for name, option in options.items() if option}
@@ -95,3 +95,8 @@ class Settings(CoreSettings):
         settings = cls(root=root, **core, **sections, env=dict(env))
         settings.check()
         return settings
+
+
+def deployment_name(project: str) -> str:
+    """Return the name that a deployment of ``project`` has where nobody chose another: with dashes, as names in DNS."""
+    return project.replace("_", "-")

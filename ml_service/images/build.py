@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ml_service import package
+from ml_service.common.errors import with_log
 from ml_service.config import Settings
 from ml_service.console import Console
 from ml_service.errors import ConfigurationError, UnavailableError, UsageError
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 DOCKERFILE = "scoring/Dockerfile"
 IMAGE_JSON = "image.json"
-
-_LOG_LINES = 15
 
 
 def build(settings: Settings, console: Console, *, artifact: Path, push: bool) -> None:
@@ -253,9 +252,8 @@ def _lines(event: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _build_failed(reason: str, log_lines: Sequence[str]) -> UnavailableError:
-    last = "".join(f"\n  | {line}" for line in log_lines[-_LOG_LINES:])
     return UnavailableError(
-        f"the build failed: {reason}\nlast log lines:{last or ' none'}",
+        with_log(f"the build failed: {reason}", log_lines),
         where=DOCKERFILE,
         next_step="check that a build can reach the base image (IMAGE_BASE) and the package index, then again",
     )

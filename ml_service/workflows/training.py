@@ -8,16 +8,7 @@ from pathlib import Path
 from ml_service import builds, project
 from ml_service.config import Settings
 from ml_service.console import Console
-from ml_service.errors import (
-    ConfigurationError,
-    DataError,
-    IntegrityError,
-    MlopsError,
-    NotRegisteredError,
-    UnavailableError,
-    UnhealthyError,
-    UsageError,
-)
+from ml_service.errors import BY_EXIT_CODE, MlopsError, NotRegisteredError, UsageError
 from ml_service.ports import (
     ModelVersion,
     Platform,
@@ -29,11 +20,6 @@ from ml_service.summary import training_summary
 
 NOT_REGISTERED = "Model was not registered for this run."
 """The line that MLOpsPython's pipelines look for in the log."""
-
-_ERRORS_BY_EXIT_CODE: dict[int, type[MlopsError]] = {
-    kind.exit_code: kind
-    for kind in (UsageError, DataError, ConfigurationError, UnavailableError, UnhealthyError, IntegrityError)
-}
 
 
 def publish(settings: Settings, platform: Platform, console: Console) -> PublishedPipeline:
@@ -130,7 +116,7 @@ def _refuse_failed(run: Run) -> None:
 
 
 def _failure(run: Run) -> MlopsError:
-    kind = _ERRORS_BY_EXIT_CODE.get(run.exit_code, MlopsError)
+    kind = BY_EXIT_CODE.get(run.exit_code, MlopsError)
     what, _, next_step = run.error.partition("\nnext: ")
     return kind(what, where=f"run {run.id}", next_step=next_step or (f"look at {run.url}" if run.url else ""))
 

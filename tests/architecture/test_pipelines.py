@@ -97,6 +97,7 @@ def test_a_pull_request_sees_no_secret() -> None:
 # Triggers
 
 
+@pytest.mark.slow
 def test_retraining_by_schedule_is_off_and_can_be_turned_on(tmp_path: Path) -> None:
     """Taking the comment signs away, as the file says, gives a valid weekly schedule on master."""
     name = "diabetes_regression-ci-train-register.yml"
@@ -263,6 +264,7 @@ def test_what_is_planted_is_found(plant: Plant, file: str, old: str, new: str, m
     assert [problem.message for problem in found if message in problem.message], found
 
 
+@pytest.mark.slow
 def test_a_problem_names_its_file_and_line(plant: Plant) -> None:
     """The one who edits goes straight there."""
     found = plant("templates/train-stages.yml", "run: inv check-model", "run: az ml model list")
@@ -274,6 +276,7 @@ def test_a_problem_names_its_file_and_line(plant: Plant) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_template_that_nobody_uses_is_found(tmp_path: Path) -> None:
     """It would go stale unseen."""
     shutil.copytree(FOLDER, tmp_path / "all")

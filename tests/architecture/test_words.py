@@ -19,12 +19,13 @@ PARTICIPLES = {"found", "given", "said"}
 def findings(source: str) -> Iterator[str]:
     """Yield what is against the rules in a Python source, as ``LINE: finding``."""
     tree = ast.parse(source)
-    documentation = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         match node:
-            case ast.Constant(value=str(text)) if node in documentation and NOT_A_VERB.match(text):
+            case ast.Constant(value=str(text)) if id(node) in documentation and NOT_A_VERB.match(text):
                 yield f"{node.lineno}: a docstring begins with a noun clause: {text[:40]!r}"
-            case ast.Constant(value=str(text)) if node not in documentation and IS_NO.search(text):
+            case ast.Constant(value=str(text)) if id(node) not in documentation and IS_NO.search(text):
                 yield f"{node.lineno}: a message does not say what is expected: {text[:40]!r}"
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) if name in PARTICIPLES:
                 yield f"{node.lineno}: a participle as a name: {name}"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from mlflow import MlflowClient
 
 from ml_service.errors import ConfigurationError, IntegrityError, UnavailableError, UsageError
 from ml_service.platforms.local.mlflow_store import CHAMPION, MlflowStore, default_uri, version_tags
 from ml_service.ports import ModelVersion
 from tests.support.local_platform import LocalPlatformEnv
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +29,8 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> LocalPlatformEnv:
 def client(env: LocalPlatformEnv) -> MlflowClient:
     """MLflow's own view of the store."""
     uri = default_uri(env.settings.store)
+    from mlflow import MlflowClient  # takes seconds, which tests that are left out should not cost
+
     return MlflowClient(uri, uri)
 
 

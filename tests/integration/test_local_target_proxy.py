@@ -13,6 +13,8 @@ from yarl import URL
 
 from ml_service.common.proxy import Proxy, Upstream
 
+pytestmark = pytest.mark.slow
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

@@ -343,6 +343,7 @@ SOUND = [data for name, data in CASES.items() if name not in DIFFERENCES and "re
 CHANGES = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 3), PIECES), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(st.sampled_from(SOUND), CHANGES)
 def test_a_mutated_request_is_read_as_h11_reads_it_or_refused(

@@ -245,6 +245,7 @@ def test_the_fast_reading_accepts_and_answers_what_the_careful_one_does(rows: li
         assert outcome(CarefulReader(signature, 3), body) == outcome(RowReader(signature, 3), body)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.text(alphabet='{}[]":,datn ul0123456789.eE+-\\').map(str.encode)))
 def test_no_bytes_do_anything_but_answer_or_be_refused(body: bytes) -> None:

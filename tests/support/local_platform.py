@@ -12,8 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-
 from ml_service.config import Settings
 from ml_service.platforms.local.platform import LocalPlatform
 from ml_service.platforms.local.run import LOG
@@ -27,6 +25,8 @@ CODE = TESTS.parent
 def _empty_database() -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "mlflow.db"
+        from mlflow import MlflowClient
+
         MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
         return path.read_bytes()
 

@@ -147,6 +147,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskEnv]:
         yield made
 
 
+@pytest.mark.slow
 def test_the_way_from_publish_to_undeploy(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
     """Each task finds what the one before it left, by the build id that publish minted."""
     target, artifact = ["--target", "fake"], env.artifact()
@@ -179,6 +180,7 @@ def test_every_task_first_says_which_build_it_works_for(env: TaskEnv, capsys: py
     assert capsys.readouterr().out.startswith("build 20260101.1 (--build-id)\n")
 
 
+@pytest.mark.slow
 def test_not_waiting_returns_at_once(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
     """``--no-wait``; check-model takes it up."""
     inv("publish")
@@ -188,6 +190,7 @@ def test_not_waiting_returns_at_once(env: TaskEnv, capsys: pytest.CaptureFixture
     assert "was registered for this run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rejected_model_exits_with_0_and_with_7_when_one_is_required(
     env: TaskEnv, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +227,7 @@ def test_keys_are_not_shown_to_a_pipelines_log(
     assert "fake-primary" not in shown.out + shown.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", ["0", "-5", "ten"])
 def test_a_share_that_is_none_is_no_full_deployment(env: TaskEnv, share: str) -> None:
     """``--canary 0`` reaches the target, which refuses it: nothing is deployed."""
@@ -404,6 +408,7 @@ def test_what_is_not_known_is_named_without_a_traceback(
     assert "Traceback" not in shown.err + shown.out
 
 
+@pytest.mark.slow
 def test_rejected_data_exits_with_3(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
     """In the words of the project."""
     write_data(env.root, ["text"])

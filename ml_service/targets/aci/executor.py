@@ -49,6 +49,7 @@ class Executor:
         packages: PackageStore,
         reader: Reader,
         snapshot: Snapshot,
+        confirm_lease: Callable[[], None],
         progress: Progress,
     ) -> None:
         self._settings = settings
@@ -58,13 +59,12 @@ class Executor:
         self._packages = packages
         self._reader = reader
         self._snapshot = snapshot
+        self._confirm_lease = confirm_lease
         self._progress = progress
         self._candidate = ""
         self._is_new = self._is_moving = False
 
-    def perform(
-        self, steps: Sequence[Step], release: Release | None, verify: Verify, confirm_lease: Callable[[], None]
-    ) -> None:
+    def perform(self, steps: Sequence[Step], release: Release | None, verify: Verify) -> None:
         """Perform the steps. ``release`` is None when they start a group that is there.
 
         Raises:
@@ -81,7 +81,7 @@ class Executor:
                     Action.CREATE: self._create,
                     Action.START: self._start,
                     Action.VERIFY: lambda step: self._verify(step.detail, verify),
-                    Action.MOVE: lambda step: self._move(step, confirm_lease),
+                    Action.MOVE: self._move,
                     Action.STOP: self._stop,
                     Action.REMOVE: self._remove,
                 },
@@ -143,12 +143,12 @@ class Executor:
                 reason = f"it was not ready after {self._aci.startup_timeout:g} s"
                 raise self._unhealthy(f"{version} did not come up: {reason}")
 
-    def _move(self, step: Step, confirm_lease: Callable[[], None]) -> None:
+    def _move(self, step: Step) -> None:
         group, current = self._groups.get(self._candidate), self._snapshot.current
         version = version_of(group)
         assert version is not None
         revision = int(current.tags[container_group.REVISION]) + 1 if current else 1
-        confirm_lease()
+        self._confirm_lease()
         self._is_moving = True
         self._groups.serve(group, version, revision, step.detail)
         self._progress(f"{version} has the address")

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ml_service.common.errors import not_pushed
 from ml_service.config import Settings
 from ml_service.config.scoring import option, server_options
-from ml_service.errors import UsageError
 from ml_service.ports import Release
 from ml_service.targets.aks.client import Object
 from ml_service.targets.aks.manifests import load
@@ -49,11 +49,7 @@ class Version:
             UsageError: the release's image was never pushed, so that a cluster cannot have it.
         """
         if not release.image or not release.image_digest:
-            raise UsageError(
-                "the artifact has no pushed image, and a cluster gets its images from a registry",
-                where="image.json",
-                next_step="run: inv build-image --push",
-            )
+            raise not_pushed("a cluster")
         return cls(
             image=f"{release.image}@{release.image_digest}",
             package_sha256=release.package_sha256,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from ml_service.common.errors import LOG_LINES
 from ml_service.config import AksSettings
 from ml_service.errors import MlopsError, UnhealthyError
 from ml_service.ports import Progress
@@ -26,7 +27,6 @@ from ml_service.targets.aks.deployment import PREVIOUS, Version, read_version
 
 _POLL = 0.5
 _PROGRESS_INTERVAL = 5.0
-_LOG_LINES = 15
 
 _FATAL_REASONS = (
     *("CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError"),
@@ -116,7 +116,7 @@ class Rollout:
         for pod in self.pods()[:2]:
             name = pod["metadata"]["name"]
             lines += [f"  event  {line}" for line in self._events(name)]
-            lines += [f"  | {self._mask(line)}" for line in last_lines(self._cluster, name, _LOG_LINES)]
+            lines += [f"  | {self._mask(line)}" for line in last_lines(self._cluster, name, LOG_LINES)]
         where = f"Deployment {self._name}"
         return UnhealthyError("\n".join(lines), where=where, next_step="see: inv logs --target aks")
 

@@ -54,6 +54,7 @@ _HARDENED: Mapping[str, Any] = {
 class Snapshot:
     """The engine at one moment. ``current`` and ``previous`` are ``{"container", "since"}`` or None."""
 
+    deployment: Deployment
     proxy: Any | None
     current: Mapping[str, str] | None
     previous: Mapping[str, str] | None
@@ -94,7 +95,7 @@ class Deployment:
             self._refuse_foreign(container)
         proxy = containers.pop(f"{self._name}-front", None)
         route = _route(proxy)
-        return Snapshot(proxy, route["current"], route["previous"], containers)
+        return Snapshot(self, proxy, route["current"], route["previous"], containers)
 
     def _containers(self) -> list[Any]:
         return list(self._client.containers.list(all=True, filters={"label": f"{OWNER_LABEL}={self._name}"}))

@@ -18,7 +18,7 @@ from ml_service.http_session import session_for
 from ml_service.images.engine import PACKAGE_LABEL, engine
 from ml_service.ports import Action, Endpoint, Progress, Release, Step, Verify
 from ml_service.targets.docker import proxy_image
-from ml_service.targets.docker.containers import PORT, RESTARTING, Deployment, Snapshot, describe
+from ml_service.targets.docker.containers import PORT, RESTARTING, Snapshot, describe
 from ml_service.targets.docker.reader import Reader
 
 _POLL = 0.1
@@ -36,30 +36,31 @@ class Executor:
     """
 
     def __init__(
-        self, settings: Settings, deployment: Deployment, snapshot: Snapshot, reader: Reader, progress: Progress
+        self, settings: Settings, snapshot: Snapshot, options: Mapping[str, str], reader: Reader, progress: Progress
     ) -> None:
         self._settings = settings
         self._docker = settings.docker
-        self._deployment = deployment
+        self._deployment = snapshot.deployment
         self._snapshot = snapshot
+        self._options = options
         self._reader = reader
         self._progress = progress
         self._proxy = snapshot.proxy
         self._candidate: Any = None
         self._is_new = False
 
-    def perform(self, steps: Sequence[Step], options: Mapping[str, str], verify: Verify) -> None:
-        """Perform the steps. A new version runs with ``options``, and ``verify`` is called on it.
+    def perform(self, steps: Sequence[Step], release: Release | None, verify: Verify) -> None:
+        """Perform the steps. ``release`` is None when they start a container that is there.
 
         Raises:
             UnhealthyError: the candidate did not come up or did not pass.
             UnavailableError: the port is in use, or the engine or the registry does not answer.
         """
         performers: Mapping[Action, Callable[[Step], None]] = {
-            Action.PULL: self._pull,
+            Action.PULL: lambda step: self._pull(release),
             Action.CREATE: self._run_proxy,
             Action.RESTORE: self._run_proxy,
-            Action.START: lambda step: self._start(step, options),
+            Action.START: lambda step: self._start(step, release),
             Action.VERIFY: lambda step: self._verify(verify),
             Action.SWITCH: self._switch,
             Action.STOP: self._stop,
@@ -84,8 +85,9 @@ class Executor:
 
     # The steps, in their order.
 
-    def _pull(self, step: Step) -> None:
-        self._deployment.image_of(step.detail, self._progress, pull=True)
+    def _pull(self, release: Release | None) -> None:
+        assert release is not None
+        self._deployment.image_of(release, self._progress, pull=True)
 
     def _run_proxy(self, _step: Step) -> None:
         image = ""
@@ -94,24 +96,24 @@ class Executor:
                 image = proxy_image.provide(client, self._settings.image, self._progress)
         self._proxy = self._deployment.run_proxy(self._proxy, image)
 
-    def _start(self, step: Step, options: Mapping[str, str]) -> None:
+    def _start(self, step: Step, release: Release | None) -> None:
         # A proxy that runs may own another port than the settings name by now, which is refused.
         self._proxy = self._deployment.run_proxy(self._proxy, "")
-        self._is_new = isinstance(step.detail, Release)
-        if self._is_new:
-            self._candidate = self._create(step.detail, options)
+        self._is_new = release is not None
+        if release is not None:
+            self._candidate = self._create(release)
         else:
             self._candidate = self._snapshot.containers[step.detail]
         self._progress(f"starting {describe(self._candidate)} beside what serves")
         self._candidate.start()
         self._wait_until_ready()
 
-    def _create(self, release: Release, options: Mapping[str, str]) -> Any:
+    def _create(self, release: Release) -> Any:
         self._reader.packages.add(release)
         # The container reads the file as another user.
         key_file.make(self._reader.keys_path, 0o444)
         image = self._deployment.image_of(release, self._progress, pull=False)
-        return self._deployment.create(release, image, options, self._reader.keys_path)
+        return self._deployment.create(release, image, self._options, self._reader.keys_path)
 
     def _wait_until_ready(self) -> None:
         name, timeout = describe(self._candidate), self._docker.startup_timeout

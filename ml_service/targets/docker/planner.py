@@ -9,41 +9,43 @@ from ml_service.common.errors import no_previous_version
 from ml_service.config import Settings
 from ml_service.config.scoring import server_options
 from ml_service.errors import UnavailableError
+from ml_service.images import signing
 from ml_service.images.engine import PACKAGE_LABEL
 from ml_service.ports import Action, Release, Step
-from ml_service.targets.docker.containers import OPTIONS_LABEL, Deployment, Snapshot, describe, options_label
+from ml_service.targets.docker.containers import OPTIONS_LABEL, Snapshot, describe, options_label
 from ml_service.targets.docker.reader import trouble
 
 
 class Planner:
     """Compares a snapshot with a release, and changes nothing.
 
-    What the steps carry: ``pull`` the release; ``start`` the release of a new container, or the name of one that is
-    there; ``switch`` the route's entry for the version before, or None; ``stop`` and ``remove`` a container's name.
+    What the steps carry: ``start`` the name of a container that is there, or None for a new one; ``switch`` the route's
+    entry for the version before, or None; ``stop`` and ``remove`` a container's name.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._docker = settings.docker
 
-    def steps(self, release: Release, deployment: Deployment, snapshot: Snapshot) -> list[Step]:
+    def steps(self, release: Release, snapshot: Snapshot) -> list[Step]:
         """Return the steps that make ``release`` serve; none when it does.
 
         Raises:
             UsageError: neither the engine nor a registry can have its image.
-            IntegrityError: its digest names the image of another package.
+            IntegrityError: its digest names the image of another package, or it is not signed as the settings ask.
         """
+        signing.check(self._settings, release)
         if self._serves(snapshot, release):
             return []
         steps = []
-        if deployment.image_of(release, _ignore, pull=False) is None:
-            steps.append(Step(Action.PULL, f"{release.image}@{release.image_digest}", detail=release))
+        if snapshot.deployment.image_of(release, _ignore, pull=False) is None:
+            steps.append(Step(Action.PULL, f"{release.image}@{release.image_digest}"))
         steps += self._proxy_steps(snapshot) + _orphan_steps(snapshot)
         name = f"{release.model_name} version {release.model_version}"
         current, previous = snapshot.container(snapshot.current), snapshot.container(snapshot.previous)
         # The same package with other options takes the place of the version that serves; the one before stays.
         is_same = current is not None and current.labels.get(PACKAGE_LABEL) == release.package_sha256
-        steps += self._replacing(name, release, snapshot.previous if is_same else snapshot.current)
+        steps += self._replacing(name, None, snapshot.previous if is_same else snapshot.current)
         return steps + _ending_steps(current, obsolete=current if is_same else previous)
 
     def rollback_steps(self, snapshot: Snapshot) -> list[Step]:
@@ -87,7 +89,7 @@ class Planner:
             return [Step(Action.RESTORE, f"the proxy, which owns {self._address}")]
         return []
 
-    def _replacing(self, name: str, start: Release | str, previous: Mapping[str, str] | None) -> list[Step]:
+    def _replacing(self, name: str, start: str | None, previous: Mapping[str, str] | None) -> list[Step]:
         return [
             Step(Action.START, f"{name} beside what serves, until it is healthy", detail=start),
             Step(Action.VERIFY, f"{name} on a private address"),

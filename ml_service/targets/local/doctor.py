@@ -12,8 +12,7 @@ from pathlib import Path
 from ml_service.config import Settings
 from ml_service.ports import Finding
 from ml_service.targets.local.port import is_chosen, port_for
-from ml_service.targets.local.reader import Snapshot
-from ml_service.targets.local.state import LOOPBACK, Paths
+from ml_service.targets.local.state import LOOPBACK, Paths, Snapshot
 from ml_service.targets.local.supervisor_client import socket_address
 
 _LEAST_FREE = 500

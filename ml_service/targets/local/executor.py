@@ -14,7 +14,7 @@ from ml_service.common.plan import perform
 from ml_service.common.verify import verify_candidate
 from ml_service.config import Settings
 from ml_service.errors import IntegrityError, MlopsError, UnavailableError, UnhealthyError
-from ml_service.ports import Action, Endpoint, Progress, Step, Verify
+from ml_service.ports import Action, Endpoint, Progress, Release, Step, Verify
 from ml_service.targets.local.planner import Candidate
 from ml_service.targets.local.port import is_chosen, port_for
 from ml_service.targets.local.reader import Reader
@@ -51,8 +51,8 @@ class Executor:
         self._conversation: SupervisorClient | None = None
         self._candidate_url = ""
 
-    def perform(self, steps: Sequence[Step], verify: Verify) -> None:
-        """Perform the steps, calling ``verify`` on the candidate.
+    def perform(self, steps: Sequence[Step], release: Release | None, verify: Verify) -> None:
+        """Perform the steps. ``release`` is None when they bring back the version before.
 
         Raises:
             UnhealthyError: the candidate did not come up or did not pass.
@@ -64,7 +64,7 @@ class Executor:
             perform(
                 steps,
                 {
-                    Action.COPY: self._copy,
+                    Action.COPY: lambda step: self._copy(release),
                     Action.START: self._start,
                     Action.VERIFY: lambda step: self._verify(step.detail, verify),
                     Action.SWITCH: self._switch,
@@ -97,8 +97,8 @@ class Executor:
 
     # The steps, in their order.
 
-    def _copy(self, step: Step) -> None:
-        release = step.detail
+    def _copy(self, release: Release | None) -> None:
+        assert release is not None
         self._progress(f"copying the package of {release.model_name} version {release.model_version}")
         self._packages.add(release)
 

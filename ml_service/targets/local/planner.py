@@ -9,8 +9,7 @@ from ml_service.config import Settings
 from ml_service.config.scoring import server_options
 from ml_service.ports import Action, Release, Step
 from ml_service.targets.local.port import is_chosen, port_for
-from ml_service.targets.local.reader import Snapshot
-from ml_service.targets.local.state import LOOPBACK, Paths, State, Version
+from ml_service.targets.local.state import LOOPBACK, Paths, Snapshot, State, Version
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Planner:
         if version.same_as(state.current) and self._port(state) in (0, state.port) and not snapshot.trouble:
             return []
         copy = f"the package {release.package_sha256[:12]} to {self._paths.packages}"
-        return [Step(Action.COPY, copy, detail=release), *self._replacing(state, Candidate(version))]
+        return [Step(Action.COPY, copy), *self._replacing(state, Candidate(version))]
 
     def rollback_steps(self, snapshot: Snapshot) -> list[Step]:
         """Return the steps that make the version before serve again.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ml_service.common import keys as key_file
 from ml_service.common.errors import nothing_deployed
+from ml_service.config import Settings
 from ml_service.config.scoring import requires_key
-from ml_service.ports import Endpoint, Keys, Status
-from ml_service.targets.local.state import LOOPBACK, Paths, State, Version
+from ml_service.ports import Endpoint, Finding, Keys, Status
+from ml_service.targets.local import doctor
+from ml_service.targets.local.state import LOOPBACK, Paths, Snapshot, State, Version
 from ml_service.targets.local.supervisor_client import SupervisorClient, SupervisorGone
 
 _TARGET_NAME = "local"
@@ -18,18 +19,11 @@ _TARGET_NAME = "local"
 _STOPPED = "stopped: its supervisor does not run; inv deploy --target local starts it again"
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The target at one moment. ``trouble`` says why it does not serve, and is empty when it does."""
-
-    state: State
-    trouble: str
-
-
 class Reader:
     """Answers questions about the target and changes nothing."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, settings: Settings, paths: Paths) -> None:
+        self._settings = settings
         self._paths = paths
 
     def read(self) -> Snapshot:
@@ -104,6 +98,10 @@ class Reader:
             if len(newest) < lines and path.exists():
                 newest = path.read_text(encoding="utf-8", errors="replace").splitlines() + newest
         return newest[-lines:]
+
+    def diagnose(self) -> Sequence[Finding]:
+        """Check what a deployment to this machine needs."""
+        return doctor.diagnose(self._settings, self._paths, self.read())
 
 
 def _url(port: int) -> str:

@@ -135,3 +135,11 @@ def _unreadable(path: Path, error: Exception) -> IntegrityError:
     return IntegrityError(
         f"not a state of the local target ({error!r})", where=str(path), next_step="run: inv undeploy --target local"
     )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The target at one moment. ``trouble`` says why it does not serve, and is empty when it does."""
+
+    state: State
+    trouble: str

@@ -2,102 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ml_service.common.errors import no_canary, nothing_deployed
 from ml_service.common.lock import deployment_lock
-from ml_service.common.plan import is_due
+from ml_service.common.one_version import OneVersionTarget
 from ml_service.config import Settings
 from ml_service.errors import UnavailableError
-from ml_service.ports import Endpoint, Finding, Keys, Plan, Progress, Release, Status, Verify
-from ml_service.targets.local import doctor
+from ml_service.ports import Progress
 from ml_service.targets.local.executor import Executor
 from ml_service.targets.local.planner import Planner
 from ml_service.targets.local.reader import Reader
-from ml_service.targets.local.state import Paths
+from ml_service.targets.local.state import Paths, Snapshot
 
 
-class LocalTarget:
+class LocalTarget(OneVersionTarget[Snapshot]):
     """The Target port on this machine. Every method may be called from any process; the supervisor holds the state.
 
-    One process serves here, so there is no canary.
+    One process serves here, so there is no canary. The logs outlive ``undeploy``.
     """
 
     name = "local"
     needs_image = False
     needs_registry = False
+    _reader: Reader
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._local = settings.local
         self._paths = Paths(settings.home)
-        self._reader = Reader(self._paths)
-        self._planner = Planner(settings, self._paths)
+        super().__init__(settings, Planner(settings, self._paths), Reader(settings, self._paths))
 
     def is_configured(self) -> bool:
-        """See ``ports.Target``."""
+        """See ``ports.Target``. It needs nothing."""
         return True
 
-    def plan(self, release: Release, *, canary_percent: int | None = None) -> Plan:
-        """See ``ports.Target``."""
-        if canary_percent is not None:
-            raise no_canary(self.name, "--canary")
-        return Plan(self.name, release, self._planner.steps(release, self._reader.read()))
-
-    def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status:
-        """See ``ports.Target``."""
-        if plan.steps:
-            with self._changing(progress) as executor:
-                if is_due(plan, self._planner.steps(plan.release, self._reader.read()), progress):
-                    executor.perform(plan.steps, verify)
-        return self._serving()
-
-    def endpoint(self) -> Endpoint:
-        """See ``ports.Target``. There is no key when the service was deployed with ``SCORING_AUTH=off``."""
-        return self._reader.endpoint()
-
-    def status(self) -> Status | None:
-        """See ``ports.Target``."""
-        return self._reader.status()
-
-    def rollback(self, verify: Verify, progress: Progress) -> Status:
-        """See ``ports.Target``."""
-        with self._changing(progress) as executor:
-            executor.perform(self._planner.rollback_steps(self._reader.read()), verify)
-        return self._serving()
-
-    def promote(self, progress: Progress) -> Status:
-        """See ``ports.Target``. There is never a canary here."""
-        raise no_canary(self.name, "inv promote")
-
     def undeploy(self, progress: Progress) -> None:
-        """See ``ports.Target``."""
+        """See ``ports.Target``. It reads nothing, so it also removes what is damaged."""
         if self._paths.directory.exists():
-            with self._changing(progress) as executor:
+            with self._locked(progress) as executor:
                 executor.undeploy()
 
-    def logs(self, lines: int) -> Sequence[str]:
-        """See ``ports.Target``. The logs outlive ``undeploy``."""
-        return self._reader.logs(lines)
-
-    def keys(self) -> Keys:
-        """See ``ports.Target``."""
-        return self._reader.keys()
-
-    def diagnose(self) -> Sequence[Finding]:
-        """See ``ports.Target``."""
-        return doctor.diagnose(self._settings, self._paths, self._reader.read())
-
-    def _serving(self) -> Status:
-        if (status := self.status()) is None:
-            raise nothing_deployed(self.name)
-        return status
+    @contextmanager
+    def _reading(self) -> Iterator[Snapshot]:
+        yield self._reader.read()
 
     @contextmanager
-    def _changing(self, progress: Progress) -> Iterator[Executor]:
+    def _changing(self, progress: Progress) -> Iterator[tuple[Snapshot, Executor]]:
+        with self._locked(progress) as executor:
+            yield self._reader.read(), executor
+
+    @contextmanager
+    def _locked(self, progress: Progress) -> Iterator[Executor]:
         """Make one change at a time, across processes. An error of the disk becomes one with a next step."""
-        longest = self._local.startup_timeout + self._local.drain_timeout
+        local = self._settings.local
+        longest = local.startup_timeout + local.drain_timeout
         try:
             self._paths.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._paths.packages.mkdir(exist_ok=True)

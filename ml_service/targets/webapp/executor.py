@@ -44,6 +44,7 @@ class Executor:
         packages: PackageStore,
         reader: Reader,
         production: Site | None,
+        confirm_lease: Callable[[], None],
         progress: Progress,
     ) -> None:
         self._settings = settings
@@ -54,13 +55,12 @@ class Executor:
         self._reader = reader
         self._is_first = production is None
         self._production = production
+        self._confirm_lease = confirm_lease
         self._progress = progress
         self._before: Site | None = None
         self._is_swapped = False
 
-    def perform(
-        self, steps: Sequence[Step], release: Release | None, verify: Verify, confirm_lease: Callable[[], None]
-    ) -> None:
+    def perform(self, steps: Sequence[Step], release: Release | None, verify: Verify) -> None:
         """Perform the steps. ``release`` is None when they bring back a version that was deployed before.
 
         Raises:
@@ -76,7 +76,7 @@ class Executor:
                     Action.CREATE: self._create,
                     Action.CHANGE: self._change,
                     Action.VERIFY: lambda step: self._verify(step.detail.version, verify),
-                    Action.SWAP: lambda step: self._swap(step.detail.version, confirm_lease),
+                    Action.SWAP: lambda step: self._swap(step.detail.version),
                 },
             )
         except BaseException:
@@ -84,6 +84,13 @@ class Executor:
             raise
         self._progress(f"{steps[-1].detail.version} has the traffic")
         self._forget_packages()
+
+    def undeploy(self) -> None:
+        """Delete the site and the packages."""
+        if self._production is not None:
+            self._progress(f"removing web app {self._settings.webapp.name}")
+            self._app.delete()
+        self._packages.keep_only(())
 
     # The steps, in their order.
 
@@ -132,9 +139,9 @@ class Executor:
             lambda reason: self._unhealthy(self._slot, site, f"{version} was up, but did not pass: {reason}"),
         )
 
-    def _swap(self, version: Version, confirm_lease: Callable[[], None]) -> None:
+    def _swap(self, version: Version) -> None:
         """Swap, then make sure that production answers as ``version``."""
-        confirm_lease()
+        self._confirm_lease()
         self._app.swap(self._slot, self._progress)
         self._is_swapped = True
         self._wait_until_ready(PRODUCTION, version)

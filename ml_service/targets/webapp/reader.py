@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ml_service.azure import errors
+from ml_service.common import keys as key_file
 from ml_service.common.errors import LOG_LINES, nothing_deployed
 from ml_service.common.package_store import PackageStore
 from ml_service.common.version import Version
@@ -143,10 +144,4 @@ def _state(site: Site) -> str:
 def _masking(*sites: Site | None) -> Callable[[str], str]:
     """Return a function that hides the keys of these sites and slots in a log line."""
     keys = [site.settings[name] for site in sites if site for name in KEYS if site.settings.get(name)]
-
-    def mask(line: str) -> str:
-        for key in keys:
-            line = line.replace(key, "***")
-        return line
-
-    return mask
+    return key_file.hiding(keys)

@@ -200,6 +200,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "none.csv")
 
 
+@pytest.mark.slow
 @given(content=st.binary(max_size=200))
 @example(content=b"\x1b[2J\n")
 @example(content=b"\xef\xbb\xbf")
@@ -214,6 +215,7 @@ def test_no_file_is_answered_with_a_traceback(content: bytes, tmp_path_factory: 
     assert str(refusal.value).isprintable()
 
 
+@pytest.mark.slow
 @given(
     position=st.integers(0, 95_131),
     inserted=st.one_of(st.binary(min_size=1, max_size=3), st.sampled_from([b",", b"\n", b'"', b"e9", b"nan"])),

@@ -28,6 +28,8 @@ from ml_service.project import (
 )
 from tests.support.repositories import PROJECT, make_repository
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

@@ -21,6 +21,8 @@ from ml_service.ports import Endpoint
 from ml_service.smoke import MALFORMED, smoke
 from tests.support.releases import make_release
 
+pytestmark = pytest.mark.slow
+
 KEY = "the-right-key"
 
 Answer = Callable[[bytes, str], tuple[int, Any]]

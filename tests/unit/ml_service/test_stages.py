@@ -22,6 +22,8 @@ import json, os, signal, sys, time
 from invoke import task
 from invoke.exceptions import Exit
 
+pytestmark = pytest.mark.slow
+
 def say(**outputs):
     with open(os.environ["MLOPS_OUTPUTS"], "a") as file:
         file.write(json.dumps(outputs) + "\\n")
@@ -110,7 +112,6 @@ def test_an_interrupted_stage_ends_the_run(root: Path) -> None:
     assert exit_code(outcomes) == 130
 
 
-@pytest.mark.slow
 def test_an_interrupt_gives_the_stage_time_to_leave_things_whole(root: Path) -> None:
     """The run waits for its end, and then shows the table."""
     code = (

@@ -14,6 +14,8 @@ from ml_service.errors import (
 )
 from tests.support.workflow_env import WorkflowEnv
 
+pytestmark = pytest.mark.slow
+
 
 def test_by_default_this_builds_model_is_packaged_and_no_other(env: WorkflowEnv) -> None:
     """Not the newest, not the champion."""

@@ -25,6 +25,8 @@ from tests.support.fake_platform import FakePlatform
 from tests.support.fake_target import FakeTarget
 from tests.support.workflow_env import WorkflowEnv
 
+pytestmark = pytest.mark.slow
+
 
 def test_deploy_shows_its_plan_and_then_what_serves(packaged: WorkflowEnv) -> None:
     """The candidate has answered its package's examples before it serves."""

@@ -10,6 +10,8 @@ from ml_service.errors import (
 from ml_service.workflows import registry
 from tests.support.workflow_env import WorkflowEnv
 
+pytestmark = pytest.mark.slow
+
 
 def test_withdrawing_needs_a_reason(env: WorkflowEnv) -> None:
     """It is kept with the version."""

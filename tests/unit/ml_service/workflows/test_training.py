@@ -25,6 +25,8 @@ from tests.support.repositories import (
 )
 from tests.support.workflow_env import WorkflowEnv
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_data_is_checked_by_the_project(env: WorkflowEnv) -> None:
     """Its own file, or the one that is named; what is wrong is told in the project's words."""
