@@ -201,15 +201,31 @@ def lint(work: Work, junit: str = "", fix: bool = False) -> None:
     run(ROOT, work.console, fix=fix, junit=junit)
 
 
-@stage(help={"junit": _JUNIT, "suite": _SUITE, "quick": _QUICK, "failed": _FAILED})
-def test(work: Work, junit: str = "", suite: str = _SUITES, quick: bool = False, failed: bool = False) -> None:
+@stage(
+    help={
+        "junit": _JUNIT,
+        "suite": _SUITE,
+        "quick": _QUICK,
+        "failed": _FAILED,
+        "coverage": "measure what the tests cover, or not, which takes two thirds of the time",
+    }
+)
+def test(
+    work: Work,
+    junit: str = "",
+    suite: str = _SUITES,
+    quick: bool = False,
+    failed: bool = False,
+    coverage: bool = True,
+) -> None:
     """Run the unit, contract and integration tests.
 
     Examples: inv test · inv test --quick · inv test --suite unit · inv test --suite e2e · inv test --failed
     """
     from ml_service.quality import test as run
 
-    run(ROOT, work.console, suites=suite.split(","), quick=quick, failed=failed, junit=junit)
+    suites = suite.split(",")
+    run(ROOT, work.console, suites=suites, quick=quick, failed=failed, measured=coverage, junit=junit)
 
 
 @stage(

@@ -137,12 +137,13 @@ def test(
     suites: Sequence[str],
     quick: bool = False,
     failed: bool = False,
+    measured: bool = True,
     junit: str = "",
 ) -> None:
-    """Run the tests of the named folders; ``coverage`` reports what they covered.
+    """Run the tests of the named folders.
 
-    ``quick`` leaves out those marked slow. ``failed`` takes only those that failed the last time, and adds to the
-    figures of that time.
+    ``quick`` leaves out those marked slow. ``measured`` keeps what they cover, for ``coverage`` to report; it takes
+    half as long again. ``failed`` takes only those that failed the last time, and adds to the figures of that time.
 
     Raises:
         UsageError: there is no such folder.
@@ -151,7 +152,7 @@ def test(
     if missing := [name for name in suites if not (root / "tests" / name).is_dir()]:
         known = ", ".join(sorted(path.name for path in (root / "tests").iterdir() if path.is_dir()))
         raise UsageError(f"no tests in {', '.join(missing)}", where="--suite", next_step=f"use some of: {known}")
-    if not failed:
+    if measured and not failed:
         _run(["-m", "coverage", "erase"], root, console)
     folders = [f"tests/{name}" for name in suites]
     report = Path(junit or root / "reports" / "tests.xml").absolute()
@@ -160,8 +161,8 @@ def test(
     at_a_time = max(2, os.cpu_count() or 1) + (1 if "adapters" in suites else 0)
     together = ["--numprocesses", str(at_a_time), "--dist", "loadscope", "--no-loadscope-reorder"]
     chosen = ["-m", _marks(suites, quick), "-o", f"cache_dir={_last_results()}", *(_ONLY_FAILED if failed else [])]
-    arguments = ["-m", "coverage", "run", "-m", "pytest", *together, *chosen, *folders, f"--junit-xml={report}"]
-    code = _run(arguments, root, console)
+    pytest = [*(["-m", "coverage", "run"] if measured else []), "-m", "pytest"]
+    code = _run([*pytest, *together, *chosen, *folders, f"--junit-xml={report}"], root, console)
     console.output("look_at", _counted(report))
     if code and not (failed and code == _NOTHING_TO_RUN):
         raise QualityError("a test failed", where="test", next_step="mend it; again: inv test")

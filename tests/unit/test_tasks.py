@@ -445,7 +445,7 @@ def test_lint_test_and_coverage_hand_over_to_quality(
     assert inv("coverage", "--quick", "--xml", "c.xml") == 0
     assert calls == [
         ("lint", env.root, {"fix": False, "junit": "l.xml"}),
-        ("test", env.root, {"suites": ["unit", "e2e"], "quick": False, "failed": True, "junit": ""}),
+        ("test", env.root, {"suites": ["unit", "e2e"], "quick": False, "failed": True, "measured": True, "junit": ""}),
         ("coverage", env.root, {"quick": True, "xml": "c.xml", "html": ""}),
     ]
 

@@ -131,6 +131,13 @@ def test_coverage_reports_what_the_last_tests_covered(root: Path, tmp_path: Path
     quality.coverage(root, console)
 
 
+def test_tests_may_run_without_being_measured(root: Path, console: Console) -> None:
+    """The figures of the time before stay."""
+    quality.test(root, console, suites=["unit"], measured=False)
+    with pytest.raises(QualityError, match="no tests have been measured"):
+        quality.coverage(root, console)
+
+
 def test_coverage_without_tests_says_what_to_run(root: Path, console: Console) -> None:
     """Nothing measured is not a floor missed."""
     with pytest.raises(QualityError, match="no tests have been measured") as caught:
