@@ -543,7 +543,7 @@ def ci(work: Work) -> None:
     from ml_service.workflows.doctor import check_before_stages
 
     check_before_stages(work.settings, work.platform, work.target("local"), work.console, artifact=_path("artifact"))
-    resolved = builds.mint(work.settings)
+    resolved = builds.given_or_new(work.settings)
     work.console.line(str(resolved))
     outcomes = run_stages(ROOT, {**work.env, **_as_env(work), "BUILD_BUILDID": resolved.build.id}, work.console)
     print_table(outcomes)

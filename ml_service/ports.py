@@ -1,11 +1,11 @@
-"""The two ports through which a workflow touches the world, and the values that cross them.
+"""The two ports through which a workflow changes anything outside the working copy, and the values that cross them.
 
 A *platform* keeps pipelines, runs and model versions; a *target* keeps what serves. Nothing of an SDK appears here.
 The docstring of a port is its contract in numbered promises; ``tests/contract`` holds every adapter and every fake to
 them. The docstring of each method says what it does, returns and raises, with the promise's number in brackets.
 
-An adapter inherits from its port, so that editors and ``help()`` show the port's docstring for each of its methods. It
-writes one of its own only where it keeps a promise in a way that a caller should know of.
+A method of an adapter says "See" and the port, and more only where it keeps a promise in a way that a caller should
+know of.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Platform(Protocol):
     5. ``runs`` lists a build's runs, oldest first. ``model_of_build`` is the newest version registered by a build
        that is not withdrawn, or None.
     6. The gate, the version and the champion's alias move under one lock a model, or a lost race is noticed: the run
-       fails with a message and nothing is half registered. Two runs at once both end.
+       compares again, and nothing is half registered. Two runs at once both end.
     7. ``champion`` is the registered version that the alias names, never a withdrawn one; None when there is none.
     8. ``download`` fills an empty directory with the version's files and raises IntegrityError when one differs from
        its hash.
@@ -410,7 +410,8 @@ class Target(Protocol):
 
         Raises:
             UsageError: there is no canary.
-            UnhealthyError: its metrics are worse, or too few requests were counted.
+            UnhealthyError: its metrics are worse.
+            UnavailableError: too few requests were counted to tell.
         """
 
     def undeploy(self, progress: Progress) -> None:

@@ -36,7 +36,7 @@ _Send = Callable[[bytes, str], _Answer]
 
 
 def smoke(endpoint: Endpoint, package: Path, *, timeout: float, progress: Progress) -> None:
-    """Question ``endpoint`` about the model of ``package``; a request is repeated while the service is starting.
+    """Send the examples of ``package`` to ``endpoint``; a request is repeated while the service is starting.
 
     ``timeout`` bounds the whole test, in seconds. Numbers may differ by the tolerance of ``examples.json`` (relative,
     absolute below 1); everything else must be equal. A malformed request must get 400 and, when the endpoint has a

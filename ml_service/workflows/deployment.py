@@ -176,7 +176,9 @@ def _put_back(
 
 
 def rollback(settings: Settings, target: Target, console: Console) -> Status:
-    """Move back to the version before, which has to answer its package's examples. Return what serves then.
+    """Move back to the version before, which has to answer its package's examples; during a canary, end that.
+
+    Return what serves then.
 
     Raises:
         UsageError: there is no version before.

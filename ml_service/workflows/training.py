@@ -28,7 +28,7 @@ def publish(settings: Settings, platform: Platform, console: Console) -> Publish
     Raises:
         MlopsError: as ``Platform.publish`` raises it, or the project cannot be read.
     """
-    resolved = builds.mint(settings)
+    resolved = builds.given_or_new(settings)
     console.line(str(resolved))
     described = project.read_project(settings.root, settings.project)
     parameters = {"run_evaluation": settings.run_evaluation, "allow_run_cancel": settings.allow_run_cancel}

@@ -149,7 +149,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskEnv]:
 
 @pytest.mark.slow
 def test_the_way_from_publish_to_undeploy(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each task finds what the one before it left, by the build id that publish minted."""
+    """Each task finds what the one before it left, by the build id that publish generated."""
     target, artifact = ["--target", "fake"], env.artifact()
     assert inv("validate-data") == 0
     assert inv("publish") == 0

@@ -193,4 +193,4 @@ class Executor:
 
     def _unhealthy(self, reason: str) -> UnhealthyError:
         log_lines = self._reader.candidate_log(self._candidate)
-        return unhealthy("aci", reason, log_lines, "what served before still serves")
+        return unhealthy("aci", reason, log_lines, "what served before, if anything, still serves")

@@ -121,7 +121,9 @@ class Executor:
         def failed(reason: str) -> UnhealthyError:
             log_lines = [self._keys.mask()(line) for line in last_lines(self._cluster, pod, errors.LOG_LINES)]
             reason = f"{version} started, but did not pass: {reason}"
-            return errors.unhealthy("aks", reason, log_lines, "check the model; the version before still serves")
+            return errors.unhealthy(
+                "aks", reason, log_lines, "check the model; what served before, if anything, still serves"
+            )
 
         with forwarded(self._cluster, pod, PORT) as url:
             endpoint = Endpoint(url, self._keys.key_for(version))

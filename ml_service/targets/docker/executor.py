@@ -193,5 +193,5 @@ class Executor:
         return max(1, int(self._docker.drain_timeout))
 
     def _unhealthy(self, reason: str) -> UnhealthyError:
-        next_step = "what served before still serves; see: inv logs --target docker"
+        next_step = "what served before, if anything, still serves; see: inv logs --target docker"
         return unhealthy("docker", reason, self._reader.log_lines(self._candidate, LOG_LINES), next_step)

@@ -1,4 +1,4 @@
-"""Which build work is done for: given, or minted once and read by the tasks after."""
+"""Which build work is done for: given, or generated once and read by the tasks after."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def settings(root: Path, build_id: str = "") -> Settings:
 
 def test_a_given_build_id_is_used_and_not_kept(tmp_path: Path) -> None:
     """Two builds on one machine do not see each other's id."""
-    assert str(builds.mint(settings(tmp_path, "7"))) == "build 7 (--build-id)"
+    assert str(builds.given_or_new(settings(tmp_path, "7"))) == "build 7 (--build-id)"
     assert builds.current(settings(tmp_path, "8")).build.id == "8"
     assert not (tmp_path / "home").exists()
 
 
-def test_a_minted_id_is_read_by_the_tasks_after(tmp_path: Path) -> None:
+def test_a_new_id_is_read_by_the_tasks_after(tmp_path: Path) -> None:
     """Each says where it has the id from."""
-    minted = builds.mint(settings(tmp_path))
+    generated = builds.given_or_new(settings(tmp_path))
     found = builds.current(settings(tmp_path))
-    assert minted.source == "minted now"
-    assert is_plain(minted.build.id)
-    assert (found.build.id, found.source) == (minted.build.id, f"from {tmp_path / 'home' / 'build-id'}")
+    assert generated.source == "generated now"
+    assert is_plain(generated.build.id)
+    assert (found.build.id, found.source) == (generated.build.id, f"from {tmp_path / 'home' / 'build-id'}")
 
 
-def test_every_minted_id_is_another(tmp_path: Path) -> None:
+def test_every_new_id_is_another(tmp_path: Path) -> None:
     """Also within one second."""
-    ids = [builds.mint(settings(tmp_path)).build.id for _ in range(20)]
+    ids = [builds.given_or_new(settings(tmp_path)).build.id for _ in range(20)]
     assert len(set(ids)) == 20
     assert builds.current(settings(tmp_path)).build.id == ids[-1]
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["build-id"]
 
 
 def test_without_an_id_the_next_step_is_told(tmp_path: Path) -> None:
-    """Nothing given and nothing minted is an error of usage."""
+    """Nothing given and nothing generated is an error of usage."""
     with pytest.raises(UsageError, match="run: inv publish"):
         builds.current(settings(tmp_path))
 
