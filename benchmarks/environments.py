@@ -16,7 +16,7 @@ LOCKS = Path(__file__).parent / "peers"
 
 
 def peer_python(name: str) -> Path:
-    """The interpreter of the peer whose lock is ``peers/NAME.txt``; makes its environment when there is none yet.
+    """Return the interpreter of the peer whose lock is ``peers/NAME.txt``; make its environment if there is none.
 
     Environments are kept below BENCHMARKS_HOME (default: ``~/.cache/mlops-benchmarks``).
     """

@@ -26,7 +26,7 @@ class Contender:
 
 
 def rounds(contenders: Sequence[Contender], count: int) -> dict[str, list[float]]:
-    """Seconds of ``count`` rounds a contender, one after the other in each round; a first round is not counted."""
+    """Return seconds of ``count`` rounds a contender, one after the other in each round; the first is not counted."""
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(count + 1):
         for contender in contenders:
@@ -50,7 +50,7 @@ def _time(contender: Contender) -> float:
 
 
 def summary(seconds: Mapping[str, Sequence[float]], base: str) -> list[dict[str, Any]]:
-    """A row each: median seconds, and the median over the rounds of the ratio to ``base`` in the same round."""
+    """Return a row each: median seconds, and the median over the rounds of the ratio to ``base`` in the same round."""
     rows = []
     for name, values in seconds.items():
         ratios = [value / other for value, other in zip(values, seconds[base], strict=True)]

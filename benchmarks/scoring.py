@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def measure(models: Path, rounds: int, seconds: int) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     ridge, forest = models / "ridge", models / "forest"
     one = throughput([ours, constant, azureml_same, azureml_usual, mlflow], ridge, 1, rounds, seconds)
     many = throughput([ours, two_workers, azureml_same, azureml_usual, mlflow], ridge, 1000, rounds, seconds)
@@ -202,7 +202,7 @@ def percentiles(times: list[float]) -> dict[str, float]:
 
 
 def starts(makers: Sequence[Maker], model: Path, rounds: int) -> Figures:
-    """Seconds from start to first answer, and megabytes of a worker after 200 requests; medians."""
+    """Return seconds from start to first answer, and megabytes of a worker after 200 requests; medians."""
     asked = json.loads((model / "rows.json").read_text())[:1]
     figures: Figures = {}
     for make in makers:
@@ -227,7 +227,7 @@ def plot(forest: dict[str, Any]) -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures in Markdown."""
+    """Return the figures in Markdown."""
     lines = ["| requests a second (p50, p99 in ms) | one row | 1,000 rows |", "|---|--:|--:|"]
     for name in dict.fromkeys([*result["one_row"], *result["thousand_rows"]]):
         cells = [_cell(result[key].get(name)) for key in ("one_row", "thousand_rows")]

@@ -38,7 +38,7 @@ def bare(work: Path) -> Prepared:
 
 
 def ours(work: Path) -> Callable[[], Prepared]:
-    """A published pipeline on a store without a champion: trains, evaluates and registers in each round."""
+    """Return a published pipeline on a store without a champion: trains, evaluates and registers in each round."""
     template = fresh(work, "template")
     env = {**_BUILD, "MLOPS_HOME": str(template)}
     for arguments in (["publish"], ["check-model"]):

@@ -94,12 +94,12 @@ class Dataset:
         return len(self.target)
 
     def take(self, rows: NDArray[np.int_]) -> Dataset:
-        """The given rows, in the given order."""
+        """Return the given rows, in the given order."""
         return Dataset(self.features[rows], self.target[rows], [self.hashes[row] for row in rows], self.sha256)
 
 
 def load(path: Path) -> Dataset:
-    """The rows of ``path``, for the steps that need every one of them to be usable.
+    """Return the rows of ``path``, for the steps that need every one of them to be usable.
 
     Raises:
         DataError: the file is not the table that ``COLUMNS`` describes; the message names the first problem.
@@ -115,13 +115,13 @@ def load(path: Path) -> Dataset:
 
 
 def row_hash(row: Values) -> str:
-    """The SHA-256 of a row's values (``[11]``, order of ``COLUMNS``); how the numbers are written does not matter."""
+    """Return the SHA-256 of a row's values (``[11]``, order of ``COLUMNS``), however the numbers are written."""
     # Adding zero turns -0.0 into 0.0; the byte order is fixed so that every machine gets the same hash.
     return hashlib.sha256((row + 0.0).astype("<f8").tobytes()).hexdigest()
 
 
 def split(rows: int, test_size: float, random_state: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """The row numbers ``(to train on, held out)``, as scikit-learn's ``train_test_split`` chooses them.
+    """Return the row numbers ``(to train on, held out)``, as scikit-learn's ``train_test_split`` chooses them.
 
     It is done here, in its two lines, because ``evaluate`` must find the same rows without the seconds that importing
     scikit-learn takes; a test compares the two.
@@ -183,7 +183,7 @@ def _without_blank_end(lines: list[tuple[int, list[str]]]) -> list[tuple[int, li
 
 
 def _column_order(file: str, header: list[str]) -> list[int]:
-    """Where each of ``COLUMNS`` stands in the file: in any order, but each of them once and no other."""
+    """Return where each of ``COLUMNS`` stands in the file: in any order, but each of them once and no other."""
     if len(header) == 1:
         _refuse_delimiter(file, header[0])
     for name in header:
@@ -226,7 +226,7 @@ def _row(file: str, line: int, fields: list[str], order: list[int], problems: li
 
 
 def _number(text: str) -> tuple[float, str]:
-    """The number that ``text`` writes and an empty complaint, or NaN and why it is none."""
+    """Return the number that ``text`` writes and an empty complaint, or NaN and why it is none."""
     stripped = text.strip()
     if not stripped:
         return math.nan, "the value is missing"

@@ -40,7 +40,7 @@ def evaluate(data: Path, parameters: Path, candidate: Path, champion: Path | Non
 
 
 def read_rule(project: Path, parameters: Parameters) -> gate.Rule:
-    """The gate's rule from ``project.json`` (the metric) and the parameters (the thresholds).
+    """Return the gate's rule from ``project.json`` (the metric) and the parameters (the thresholds).
 
     Raises:
         DataError: the metric or its direction is not one that the gate knows.
@@ -59,7 +59,7 @@ def held_out_rows(rows: Dataset, parameters: Parameters) -> Dataset:
 
 
 def judge(rule: gate.Rule, held_out: Dataset, candidate: Path, champion: Path | None) -> tuple[gate.Verdict, bytes]:
-    """The verdict and its plot. Rows that trained either model are left out and counted.
+    """Return the verdict and its plot. Rows that trained either model are left out and counted.
 
     Raises:
         DataError: a model cannot be loaded or scored, or too few rows are new to both.
@@ -90,7 +90,7 @@ def _without_champion(rule: gate.Rule, fresh: Dataset, answers: Values, left_out
 
 
 def training_rows(directory: Path, role: str) -> frozenset[str]:
-    """The hashes of the rows that trained a model.
+    """Return the hashes of the rows that trained a model.
 
     Raises:
         DataError: there is no list of them, so that no row can be said to be new to the model.

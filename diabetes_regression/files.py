@@ -16,12 +16,12 @@ MANIFEST = "files.json"
 
 
 def sha256(content: bytes) -> str:
-    """The SHA-256 of ``content`` in hex."""
+    """Return the SHA-256 of ``content`` in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 def read_bytes(path: Path, next_step: str) -> bytes:
-    """The content of ``path``.
+    """Return the content of ``path``.
 
     Raises:
         DataError: it is missing, a directory, or may not be read.
@@ -48,7 +48,7 @@ def parse_object(content: bytes, where: str, next_step: str) -> dict[str, Any]:
 
 
 def read_object(path: Path, next_step: str) -> dict[str, Any]:
-    """The JSON object in ``path``; raises DataError as :func:`read_bytes` and :func:`parse_object` do."""
+    """Return the JSON object in ``path``; raises DataError as :func:`read_bytes` and :func:`parse_object` do."""
     return parse_object(read_bytes(path, next_step), str(path), next_step)
 
 
@@ -122,7 +122,7 @@ def write_candidate(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def verify_candidate(directory: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a candidate, after comparing them with the files.
+    """Return the SHA-256 of each file of a candidate, after comparing them with the files.
 
     Raises:
         DataError: there is no whole candidate.

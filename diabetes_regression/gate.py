@@ -37,7 +37,7 @@ def mean_absolute_error(truth: Values, predicted: Values) -> Values:
 
 
 def r2_score(truth: Values, predicted: Values) -> Values:
-    """The share of the variance that is explained, over the last axis; ``[…, rows]`` to ``[…]``; 1 is perfect."""
+    """Return the share of the variance explained, over the last axis; ``[…, rows]`` to ``[…]``; 1 is perfect."""
     spread = np.sum((truth - truth.mean(axis=-1, keepdims=True)) ** 2, axis=-1)
     return np.asarray(1 - np.sum((truth - predicted) ** 2, axis=-1) / spread)
 
@@ -59,11 +59,11 @@ class Rule:
     require_significant: bool = False
 
     def score(self, truth: Values, predicted: Values) -> Values:
-        """The metric over the last axis."""
+        """Return the metric over the last axis."""
         return METRICS[self.metric](truth, predicted)
 
     def improvement(self, candidate: Values, champion: Values) -> Values:
-        """By how much the candidate's score is better: positive is better, whatever the direction."""
+        """Return by how much the candidate's score is better: positive is better, whatever the direction."""
         return champion - candidate if self.direction == "lower" else candidate - champion
 
 
@@ -107,13 +107,13 @@ def rows_new_to(hashes: Sequence[str], *trained: Collection[str]) -> NDArray[np.
 
 
 def first_of_its_name(rule: Rule, truth: Values, candidate: Values, rows_left_out: int) -> Verdict:
-    """The verdict where there is no champion: accepted, whatever the score."""
+    """Return the verdict where there is no champion: accepted, whatever the score."""
     score = float(rule.score(truth, candidate))
     return Verdict(True, "first of its name", score, None, None, len(truth), rows_left_out, None)
 
 
 def compare(rule: Rule, truth: Values, candidate: Values, champion: Values, rows_left_out: int) -> Verdict:
-    """The verdict over two models' predictions (``[rows]`` each) of the ``truth`` of rows new to both.
+    """Return the verdict over two models' predictions (``[rows]`` each) of the ``truth`` of rows new to both.
 
     Raises:
         TooFewRowsError: the rows are too few to tell.

@@ -19,7 +19,7 @@ _TYPES = {"tensor(double)": np.float64, "tensor(float)": np.float32}
 
 
 def run_onnx(content: bytes, features: Values) -> Values:
-    """The answers of the ONNX model ``content`` for ``features`` ``[rows, columns]``: ``[rows]``.
+    """Return the answers of the ONNX model ``content`` for ``features`` ``[rows, columns]``: ``[rows]``.
 
     Raises:
         ValueError: the model cannot be loaded or run, or does not give one finite number for each row.
@@ -50,7 +50,7 @@ def _one_for_each_row(answers: Any, rows: int) -> Values:
 
 
 def score_directory(directory: Path, data: Dataset, role: str) -> Values:
-    """The answers of the model in ``directory`` for every row of ``data``: ``[rows]``.
+    """Return the answers of the model in ``directory`` for every row of ``data``: ``[rows]``.
 
     ``role`` (candidate or champion) is named in the error.
 

@@ -47,7 +47,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def read_parameters(path: Path) -> Parameters:
-    """The parameters in ``path``; one that the file does not name keeps its default.
+    """Return the parameters in ``path``; one that the file does not name keeps its default.
 
     Raises:
         DataError: not a JSON object, an unknown name, or a value of the wrong type or out of range.

@@ -39,7 +39,7 @@ def predictions(truth: Values, predicted: Values) -> bytes:
 
 
 def comparison(truth: Values, candidate: Values, champion: Values) -> bytes:
-    """Each row's absolute errors, candidate over champion: below the diagonal the candidate is closer."""
+    """Return each row's absolute errors, candidate over champion: below the diagonal the candidate is closer."""
     x, y = np.abs(truth - champion), np.abs(truth - candidate)
     title = f"Candidate against champion: closer on {int(np.sum(y < x))} of {len(truth)} rows"
     return _square(title, "champion's absolute error", "candidate's absolute error", x, y)
@@ -66,7 +66,7 @@ def _figure(
     y_limits: Limits,
     line: tuple[float, float, float, float],
 ) -> bytes:
-    """A scatter plot of ``x`` and ``y`` (``[rows]``) with a reference line from ``line[:2]`` to ``line[2:]``."""
+    """Return a scatter plot of ``x`` and ``y`` (``[rows]``) with a reference line from ``line[:2]`` to ``line[2:]``."""
 
     def across(value: float) -> float:
         return LEFT + (value - x_limits[0]) / (x_limits[1] - x_limits[0]) * (WIDTH - LEFT - RIGHT)

@@ -85,7 +85,7 @@ def check_finite(metrics: dict[str, float], where: str) -> None:
 def candidate_files(
     model: Regressor, trained_on: Dataset, held_out: Dataset, metrics: dict[str, float]
 ) -> dict[str, bytes]:
-    """Every file of the candidate, by its path in the output directory."""
+    """Return every file of the candidate, by its path in the output directory."""
     onnx_model = export(model)
     check_export(onnx_model, model, np.concatenate([trained_on.features, held_out.features]))
     predicted = model.predict(held_out.features)
@@ -105,7 +105,7 @@ def candidate_files(
 
 
 def export(model: Regressor) -> bytes:
-    """The model as an ONNX graph in double precision: ``X`` ``[rows, 10]`` times the coefficients plus the intercept.
+    """Return the model as an ONNX graph in doubles: ``X`` ``[rows, 10]`` times the coefficients plus the intercept.
 
     skl2onnx would write the same two operators; its import costs half a second more than onnx alone.
     """

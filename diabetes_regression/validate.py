@@ -126,7 +126,7 @@ def make_reference(data: Path, output: Path) -> str:
 
 
 def read_reference(path: Path) -> dict[str, Values]:
-    """The values of each column that :func:`make_reference` wrote, sorted: ``[rows]`` each.
+    """Return the values of each column that :func:`make_reference` wrote, sorted: ``[rows]`` each.
 
     Raises:
         DataError: the file is missing or not such a reference.

@@ -28,7 +28,7 @@ class ResolvedBuild:
 
 
 def given_or_new(settings: Settings) -> ResolvedBuild:
-    """The given build id, or a new one, which later tasks on this machine then read."""
+    """Return the given build id, or a new one, which later tasks on this machine then read."""
     if settings.build_id:
         return _resolved(settings, settings.build_id, settings.build_id_source)
     # Time for people, randomness so that two at once never share one.
@@ -42,7 +42,7 @@ def given_or_new(settings: Settings) -> ResolvedBuild:
 
 
 def current(settings: Settings) -> ResolvedBuild:
-    """The given build id, or the one generated last.
+    """Return the given build id, or the one generated last.
 
     Raises:
         UsageError: none was given and none generated.
@@ -75,7 +75,7 @@ def _resolved(settings: Settings, build_id: str, source: str) -> ResolvedBuild:
 
 
 def git_commit(root: Path) -> str:
-    """The commit that is checked out, with ``-dirty`` when files differ from it; empty outside a repository."""
+    """Return the commit that is checked out, with ``-dirty`` when files differ from it; empty outside a repository."""
     try:
         commit = _git(root, "rev-parse", "HEAD")
         return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit

@@ -34,7 +34,7 @@ class Console:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Console:
-        """The console of a task: colours on a terminal only, an agent under Azure Pipelines only."""
+        """Return the console of a task: colours on a terminal only, an agent under Azure Pipelines only."""
         outputs = env.get("MLOPS_OUTPUTS")
         return cls(
             sys.stdout,
@@ -114,7 +114,7 @@ class Console:
 
 
 def read_outputs(path: Path) -> dict[str, str]:
-    """The outputs that tasks added to ``path``; a later one of the same name wins."""
+    """Return the outputs that tasks added to ``path``; a later one of the same name wins."""
     if not path.exists():
         return {}
     merged: dict[str, str] = {}

@@ -48,13 +48,13 @@ class Artifact:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_files(directory: Path) -> dict[str, str]:
-    """The SHA-256 of every file below ``directory``, by path relative to it, sorted; byte code is no content."""
+    """Return the SHA-256 of every file below ``directory``, by path relative to it, sorted; byte code is no content."""
     return {path.relative_to(directory).as_posix(): sha256_of(path) for path in _content(directory)}
 
 

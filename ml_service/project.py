@@ -75,7 +75,7 @@ def read_project(root: Path, name: str) -> Project:
 
 
 def define(root: Path, project: Project, model_name: str, parameters: Mapping[str, bool]) -> PipelineDefinition:
-    """The training pipeline of a project as its files are now: sources, parameters and the lock."""
+    """Return the training pipeline of a project as its files are now: sources, parameters and the lock."""
     sources = [
         path
         for path in sorted((root / project.name).rglob("*"))
@@ -152,13 +152,13 @@ def run_step(
 
 
 def step_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The part of ``env`` that a step may see."""
+    """Return the part of ``env`` that a step may see."""
     passed = {name: value for name, value in env.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)}
     return passed | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def read_step_json(path: Path) -> dict[str, Any]:
-    """A JSON object that a step wrote.
+    """Return a JSON object that a step wrote.
 
     Raises:
         DataError: the step did not write it, or it is no object.

@@ -175,12 +175,12 @@ def _marks(suites: Sequence[str], quick: bool) -> str:
 
 
 def _last_results() -> str:
-    """Where pytest remembers what failed: one folder for each environment, since nox runs the tests in several."""
+    """Return where pytest remembers what failed: a folder for each environment, since nox runs the tests in several."""
     return f".pytest_cache/{hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]}"
 
 
 def _counted(report: Path) -> str:
-    """How many tests passed and were skipped, from a JUnit report."""
+    """Return how many tests passed and were skipped, from a JUnit report."""
     try:
         suite = ElementTree.parse(report).getroot()[0]
     except (OSError, ElementTree.ParseError, IndexError):

@@ -190,7 +190,7 @@ def _excerpt(body: bytes) -> str:
 
 
 def _differences(place: str, expected: Any, actual: Any, tolerance: float) -> list[str]:
-    """Every place where two JSON values differ, in words: ``result, row 3: expected 1.5, got 2.5``."""
+    """Return every place where two JSON values differ, in words: ``result, row 3: expected 1.5, got 2.5``."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         return _dict_differences(place, expected, actual, tolerance)
     if isinstance(expected, list) and isinstance(actual, list):

@@ -18,7 +18,7 @@ _WIDTH = 48
 
 
 def training_summary(run: Run, version: ModelVersion | None, plots: Mapping[str, str], otherwise: str) -> str:
-    """The Markdown; ``otherwise`` is what to say when nothing was registered, ``plots`` maps names to SVG."""
+    """Return the Markdown; ``otherwise`` is what to say when nothing was registered, ``plots`` maps names to SVG."""
     title = f"Model {version.reference} was registered for this run." if version else otherwise
     lines = [f"# {_plain(title)}", "", f"Run {_plain(run.id)}, status {run.status.value}."]
     if run.verdict:
@@ -45,7 +45,7 @@ def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _interval(bootstrap: object) -> list[str]:
-    """The bootstrap's interval as a line of text, which every viewer of Markdown shows."""
+    """Return the bootstrap's interval as a line of text, which every viewer of Markdown shows."""
     if not isinstance(bootstrap, Mapping):
         return []
     try:

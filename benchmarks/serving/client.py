@@ -91,5 +91,5 @@ async def _run(client: _Client, rate: float, seconds: float) -> list[float]:
 
 
 def latencies(host: str, port: int, request: bytes, *, rate: float, seconds: float) -> list[float]:
-    """Seconds from due to answered, sorted, of ``rate`` requests a second for ``seconds``."""
+    """Return seconds from due to answered, sorted, of ``rate`` requests a second for ``seconds``."""
     return uvloop.run(_run(_Client(host, port, request), rate, seconds))

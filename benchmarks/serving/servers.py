@@ -33,12 +33,12 @@ class Contender:
     wrap: str = "data"
 
     def request_body(self, rows: Sequence[object]) -> str:
-        """The body that asks for ``rows``."""
+        """Return the body that asks for ``rows``."""
         return json.dumps({self.wrap: rows})
 
 
 def ours(model: Path, workers: int = 1) -> Contender:
-    """The service, with keys, metrics and log on, as a deployment starts it."""
+    """Return the service, with keys, metrics and log on, as a deployment starts it."""
     name = "ours" if workers == 1 else f"ours, {workers} workers"
     server = model / "package" / "scoring" / "server.py"
     return Contender(name, (sys.executable, str(server)), _settings(model, workers))
@@ -145,7 +145,7 @@ class Running:
         return content
 
     def raw_request(self, rows: Sequence[object]) -> bytes:
-        """The bytes of a request for ``rows``."""
+        """Return the bytes of a request for ``rows``."""
         body = self.contender.request_body(rows).encode()
         head = (
             f"POST {self.contender.path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"

@@ -21,7 +21,7 @@ _META = ".emulator-blocks"
 
 
 def url(account: str, container: str, name: str) -> str:
-    """Where a blob is read and written, signed as far as a client can see."""
+    """Return where a blob is read and written, signed as far as a client can see."""
     return f"https://{account}.blob.core.windows.net/{container}/{quote(name)}?sv=2019-02-02&sr=b&sig=emulated"
 
 
@@ -152,7 +152,7 @@ def _headers(path: Path) -> dict[str, str]:
 
 
 def sha256(world: World, address: str) -> str:
-    """The hash of the blob at ``address``."""
+    """Return the hash of the blob at ``address``."""
     host, _, rest = address.removeprefix("https://").partition("?")[0].partition("/")
     container, _, name = rest.partition("/")
     return hashlib.sha256(world.blob(host.partition(".")[0], container, unquote(name)).read_bytes()).hexdigest()

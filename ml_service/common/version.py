@@ -26,7 +26,7 @@ class Version:
 
     @classmethod
     def of(cls, release: Release) -> Version:
-        """The version that ``release`` is.
+        """Return the version that ``release`` is.
 
         Raises:
             UsageError: its image was never pushed, so that Azure cannot have it.
@@ -54,7 +54,7 @@ class Version:
 
     @classmethod
     def from_text(cls, text: str) -> Version | None:
-        """The version that a setting tells of."""
+        """Return the version that a setting tells of."""
         return cls(**json.loads(text)) if text else None
 
     def text(self) -> str:

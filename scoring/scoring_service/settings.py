@@ -87,7 +87,7 @@ class _Reader:
         return value == "on"
 
     def number(self, name: str, default: float, least: float, most: float) -> float:
-        """A number from ``least`` to ``most``; whole when the default is."""
+        """Return a number from ``least`` to ``most``; whole when the default is."""
         value = self.text(name, str(default))
         try:
             number = int(value) if isinstance(default, int) else float(value)
