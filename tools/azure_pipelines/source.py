@@ -6,6 +6,7 @@ Every scalar is text, as it is to Azure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +71,24 @@ def load(folder: Path, name: str) -> Map:
     Raises:
         PipelineError: it cannot be read, or is not a YAML mapping.
     """
-    top = Place(name, 1)
     try:
-        node = yaml.compose((folder / name).read_text(encoding="utf-8"), Loader=yaml.CBaseLoader)
+        content = (folder / name).read_text(encoding="utf-8")
     except OSError as error:
-        raise PipelineError(f"the file cannot be read: {error.strerror}", top) from None
+        raise PipelineError(f"the file cannot be read: {error.strerror}", Place(name, 1)) from None
+    return _parsed(content, name)
+
+
+@lru_cache(maxsize=256)
+def _parsed(content: str, name: str) -> Map:
+    """Parse a file once for all pipelines that include it. Expanding makes new values and changes none."""
+    try:
+        node = yaml.compose(content, Loader=yaml.CBaseLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PipelineError(f"not YAML: {error.problem}", Place(name, line)) from None
     built = _build(node, name) if node else None
     if not isinstance(built, Map):
-        raise PipelineError("not a mapping; expected KEY: VALUE lines", top)
+        raise PipelineError("not a mapping; expected KEY: VALUE lines", Place(name, 1))
     return built
 
 
