@@ -72,7 +72,7 @@ def lint(root: Path, console: Console, *, fix: bool = False, junit: str = "") ->
         "format": ["-m", "ruff", "format", "--quiet", "--diff", *checked],
         "imports": ["-m", "ruff", "check", "--quiet", "--diff", *checked],
         "flake8": ["-m", "flake8", *checked],
-        "mypy": ["-m", "mypy", "--num-workers=auto", f"--cache-dir={_types_cache(root)}", *checked],
+        "mypy": ["-m", "mypy", f"--cache-dir={_types_cache(root)}", *checked],
         "import-linter": ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
         **{name: [*command, "--check"] for name, command in references.items()},
     }

@@ -1,28 +1,22 @@
 """One deployment at a time, across machines: a lease in a tag of the resource group. See ADR 0072.
 
-The tag's value is the holder and a counter, which the holder raises every five seconds. A tag that stays the same for
-fifteen seconds belongs to a holder that was killed. Tags have no compare-and-swap, so two waiters may both write: the
-last one wins, and each reads the tag back to learn whether it was the last. That leaves a gap between the write and the
-read of the other. So the holder confirms the lease once more right before it moves traffic, and one that has lost it
-stops there, with the version before still serving.
+The tag's value is the holder and a counter. Tags have no compare-and-swap, so two waiters may both write: the last one
+wins, and each reads the tag back to learn whether it was the last. That leaves a gap between the write and the read of
+the other. So the holder confirms the lease once more right before it moves traffic, and one that has lost it stops
+there, with the version before still serving. ``common/lease.py`` has the rest.
 
 Source: https://learn.microsoft.com/rest/api/resources/tags/update-at-scope
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from ml_service.azure.errors import RETRIES, translated
+from ml_service.common import lease as leases
 from ml_service.config import Settings
-from ml_service.errors import MlopsError, UnavailableError
 from ml_service.ports import Progress
 
 MANAGEMENT = "https://management.azure.com"
@@ -39,50 +33,38 @@ def held(settings: Settings, what: str, progress: Progress, timeout: float) -> I
     """
     with _tags(settings) as tags:
         lease = Lease(tags, f"mlops-lease-{what}")
-        lease.acquire(progress, timeout)
-        stop = threading.Event()
-        renewing = threading.Thread(target=lease.renew_until, args=(stop,), daemon=True)
-        renewing.start()
-        try:
+        with leases.held(lease, progress, duration=_DURATION, timeout=timeout):
             yield lease
-        finally:
-            stop.set()
-            renewing.join()
-            lease.release()
 
 
 class Lease:
     """The tag, and the value that we last wrote there."""
 
     def __init__(self, tags: _Tags, name: str) -> None:
+        self.where = f"tag {name} of the resource group"
         self._tags = tags
         self._name = name
-        self._me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._me = leases.identity()
         self._beats = 0
 
-    def acquire(self, progress: Progress, timeout: float) -> None:
-        """Wait for the lease, then take it.
+    def read(self) -> str:
+        """Return the holder and its counter; empty when the lease is free."""
+        return self._tags.read().get(self._name, "")
 
-        Raises:
-            UnavailableError: another deployment still holds it after ``timeout`` seconds.
-        """
-        deadline = time.monotonic() + timeout
-        last_stamp, since, is_reported = "", time.monotonic(), False
-        while True:
-            stamp = self._tags.read().get(self._name, "")
-            # Judged by this machine's clock alone: clocks of two machines may differ.
-            if stamp != last_stamp:
-                last_stamp, since = stamp, time.monotonic()
-            if not stamp or time.monotonic() - since > _DURATION:
-                self._write()
-                if self.is_mine():
-                    return
-            elif time.monotonic() > deadline:
-                raise self._busy(stamp)
-            elif not is_reported:
-                is_reported = True
-                progress("another deployment is running, or was killed a moment ago; waiting for its lease")
-            time.sleep(0.5)
+    def take(self) -> bool:
+        """Write the tag, and return whether it is ours."""
+        self._write()
+        return self.is_mine()
+
+    def renew(self) -> None:
+        """Raise the counter in the tag, unless another deployment has taken the lease."""
+        if self.is_mine():
+            self._write()
+
+    def release(self) -> None:
+        """Delete the tag, if it is still ours."""
+        if (text := self.read()) and text.startswith(f"{self._me} "):
+            self._tags.change("Delete", {self._name: text})
 
     def confirm(self) -> None:
         """Make sure that the lease is still ours; call this right before traffic moves.
@@ -91,37 +73,15 @@ class Lease:
             UnavailableError: another deployment has taken the lease.
         """
         if not self.is_mine():
-            raise self._busy(self._tags.read().get(self._name, "nobody"))
+            raise leases.busy(self, self.read() or "nobody")
 
     def is_mine(self) -> bool:
         """Return whether the tag names us as its holder now."""
-        return self._tags.read().get(self._name, "").startswith(f"{self._me} ")
-
-    def renew_until(self, stop: threading.Event) -> None:
-        """Raise the counter in the tag every five seconds, until ``stop`` is set."""
-        while not stop.wait(_DURATION / 3):
-            # A lost renewal is tried again. A deployment that took the lease meanwhile keeps it.
-            with suppress(MlopsError):
-                if self.is_mine():
-                    self._write()
-
-    def release(self) -> None:
-        """Delete the tag, if it is still ours."""
-        with suppress(MlopsError):
-            stamp = self._tags.read().get(self._name, "")
-            if stamp.startswith(f"{self._me} "):
-                self._tags.change("Delete", {self._name: stamp})
+        return self.read().startswith(f"{self._me} ")
 
     def _write(self) -> None:
         self._beats += 1
         self._tags.change("Merge", {self._name: f"{self._me} {self._beats}"})
-
-    def _busy(self, stamp: str) -> UnavailableError:
-        return UnavailableError(
-            f"another deployment is still running: {stamp}",
-            where=f"tag {self._name} of the resource group",
-            next_step="wait for its end, and run the command again",
-        )
 
 
 class _Tags:

@@ -7,9 +7,9 @@ also make .env.example and the tables of docs/ (tools/settings_reference.py, by 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ml_service.config.aci import AciSettings
 from ml_service.config.aks import AksSettings
@@ -37,18 +37,6 @@ __all__ = [
     "WebAppSettings",
     "is_plain",
 ]
-
-SECTIONS = {
-    "scoring": ScoringSettings,
-    "image": ImageSettings,
-    "local": LocalSettings,
-    "docker": DockerSettings,
-    "aks": AksSettings,
-    "azure": AzureSettings,
-    "aci": AciSettings,
-    "webapp": WebAppSettings,
-}
-"""The class of each section of ``Settings``, by the name of its field."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +88,7 @@ class Settings(CoreSettings):
 def deployment_name(project: str) -> str:
     """Return the name that a deployment of ``project`` has where nobody chose another: with dashes, as names in DNS."""
     return project.replace("_", "-")
+
+
+SECTIONS: dict[str, Any] = {name: hint for name, hint in get_type_hints(Settings).items() if is_dataclass(hint)}
+"""The class of each section of ``Settings``, by the name of its field."""

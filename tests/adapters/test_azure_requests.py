@@ -60,7 +60,7 @@ def _use(rig: AzureRig, directory: Path) -> None:
 
 def test_a_group_with_a_sidecar_is_known_to_azures_own_models(tmp_path: Path) -> None:
     """The second container and its secret volume, too; they are asked of nobody here."""
-    from ml_service.common.version import Version
+    from ml_service.azure.version import Version
     from ml_service.config import Settings
     from ml_service.images.pull_access import PullAccess
     from ml_service.ports import Keys

@@ -31,6 +31,7 @@ from ml_service.errors import (
     UsageError,
 )
 from ml_service.ports import Finding, Run
+from ml_service.targets import TARGETS
 from tests.support.fake_platform import FakePlatform
 from tests.support.fake_target import FakeTarget
 from tests.support.repositories import PROJECT, make_repository, set_parameters, write_data
@@ -421,7 +422,7 @@ def test_without_fakes_an_unknown_target_is_named(capsys: pytest.CaptureFixture[
     assert inv("status", "--target", "moon") == 2
     printed = capsys.readouterr().err
     assert "unknown target 'moon'" in printed
-    assert "use one of: aci, aks, docker, local, webapp" in printed
+    assert f"use one of: {', '.join(sorted(TARGETS))}" in printed
 
 
 # Tasks that hand over to a tool

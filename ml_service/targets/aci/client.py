@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_service.azure.errors import RETRIES, AbsentError, translated
 from ml_service.azure.polling import wait_for
-from ml_service.common.version import Version
+from ml_service.azure.version import Version
 from ml_service.config import Settings
 from ml_service.ports import Progress
 from ml_service.targets.aci.container_group import MAIN, OWNER, PREVIOUS, REVISION

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_service.azure.errors import translated
-from ml_service.common.version import Version, scoring_options
+from ml_service.azure.version import Version, scoring_options
 from ml_service.config import AciSettings, Settings
 from ml_service.errors import ConfigurationError
 from ml_service.images import pull_access

@@ -7,11 +7,11 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
+from ml_service.azure.version import Version
 from ml_service.common.errors import unhealthy
 from ml_service.common.package_store import PackageStore
 from ml_service.common.plan import perform
 from ml_service.common.verify import is_ready, verify_candidate
-from ml_service.common.version import Version
 from ml_service.common.waiting import wait_until
 from ml_service.config import Settings
 from ml_service.errors import UnhealthyError

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from ml_service.azure import errors
+from ml_service.azure.version import Version
 from ml_service.common.errors import no_previous_version
-from ml_service.common.version import Version
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError
 from ml_service.images import signing

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from ml_service.azure import errors
 from ml_service.azure.key_vault import VaultKeys
+from ml_service.azure.version import Version
 from ml_service.common import keys as key_file
 from ml_service.common.errors import unhealthy
 from ml_service.common.package_store import PackageStore
 from ml_service.common.plan import perform
 from ml_service.common.verify import verify_candidate
-from ml_service.common.version import Version
 from ml_service.common.waiting import wait_until
 from ml_service.config import Settings
 from ml_service.errors import UnhealthyError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ml_service.azure.key_vault import VaultKeys
+from ml_service.azure.version import Version
 from ml_service.common.errors import no_previous_version
-from ml_service.common.version import Version
 from ml_service.config import Settings
 from ml_service.images import pull_access, signing
 from ml_service.ports import Action, Release, Step

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ml_service.azure import errors
+from ml_service.azure.version import Version
 from ml_service.common import keys as key_file
 from ml_service.common.errors import LOG_LINES, nothing_deployed
 from ml_service.common.package_store import PackageStore
-from ml_service.common.version import Version
 from ml_service.config import Settings
 from ml_service.config.scoring import requires_key
 from ml_service.errors import MlopsError, UsageError

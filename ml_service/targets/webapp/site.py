@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_service.azure.errors import RETRIES, AbsentError, translated
 from ml_service.azure.polling import wait_for
-from ml_service.common.version import Version, scoring_options
+from ml_service.azure.version import Version, scoring_options
 from ml_service.config import Settings
 from ml_service.errors import ConfigurationError, UsageError
 from ml_service.images.pull_access import PullAccess

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ml_service.common.version import Version
+from ml_service.azure.version import Version
 from ml_service.config import AciSettings, Settings
 from ml_service.config.fields import declared
 from ml_service.images.pull_access import PullAccess
