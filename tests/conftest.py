@@ -37,9 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _rank(item: pytest.Item) -> int:
-    """Return 0 for tests on a cluster, 1 on an engine, 2 for other slow ones, 3 for the rest."""
+    """Return 0 for tests on a cluster, 1 for a person's way through many tasks, 2 on an engine, 3 for other slow ones."""
     marks = {mark.name for mark in item.iter_markers()}
-    return next((rank for rank, name in enumerate(("kubernetes", "docker", "slow")) if name in marks), 3)
+    if "kubernetes" in marks:
+        return 0
+    if item.nodeid.startswith("tests/e2e/"):
+        return 1
+    return next((rank for rank, name in enumerate(("docker", "slow"), start=2) if name in marks), 4)
 
 
 @pytest.hookimpl(optionalhook=True)
