@@ -17,12 +17,12 @@ from ml_service.console import Console
 from ml_service.stage_table import print_table, stage_table
 from ml_service.stages import STAGES, Outcome, Stage, exit_code, run_stages
 
+pytestmark = pytest.mark.slow
+
 TASKS = """
 import json, os, signal, sys, time
 from invoke import task
 from invoke.exceptions import Exit
-
-pytestmark = pytest.mark.slow
 
 def say(**outputs):
     with open(os.environ["MLOPS_OUTPUTS"], "a") as file:
