@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _rank(item: pytest.Item) -> int:
-    """Return 0 for tests on a cluster, 1 for a person's way through many tasks, 2 on an engine, 3 for other slow ones."""
+    """Return 0 for tests on a cluster, 1 for ways through many tasks, 2 on an engine, 3 for other slow ones."""
     marks = {mark.name for mark in item.iter_markers()}
     if "kubernetes" in marks:
         return 0
