@@ -30,7 +30,7 @@ LOCKS: Mapping[str, Sequence[str]] = {
 """The groups that each lock holds."""
 
 APART = ("mypy", "pathspec")
-"""What may have another version elsewhere: azureml-core needs a pathspec below 1.0, and mypy 2, which is twice as fast
+"""Packages that may have another version elsewhere: azureml-core needs a pathspec below 1.0, and mypy 2, which is twice as fast
 as the version before, a later one."""
 
 
