@@ -30,8 +30,8 @@ LOCKS: Mapping[str, Sequence[str]] = {
 """The groups that each lock holds."""
 
 APART = ("mypy", "pathspec")
-"""Packages that may have another version elsewhere: azureml-core needs a pathspec below 1.0, and mypy 2, which is twice as fast
-as the version before, a later one."""
+"""Packages that may have another version elsewhere: azureml-core needs a pathspec below 1.0, and mypy 2, which is
+twice as fast as the version before, a later one."""
 
 
 def compile_lock(name: str, groups: Sequence[str], options: Sequence[str]) -> None:
