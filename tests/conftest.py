@@ -37,13 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _rank(item: pytest.Item) -> int:
-    """Return 0 for tests on a cluster, 1 for ways through many tasks, 2 on an engine, 3 for other slow ones."""
+    """Return 0 for tests on a cluster, 1 for ways through many tasks, 2 for adapters, 3 for other slow ones."""
     marks = {mark.name for mark in item.iter_markers()}
     if "kubernetes" in marks:
         return 0
     if item.nodeid.startswith("tests/e2e/"):
         return 1
-    return next((rank for rank, name in enumerate(("docker", "slow"), start=2) if name in marks), 4)
+    if "docker" in marks or item.nodeid.startswith("tests/adapters/"):
+        return 2
+    return 3 if "slow" in marks else 4
 
 
 @pytest.hookimpl(optionalhook=True)
