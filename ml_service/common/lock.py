@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import filelock
-
 from ml_service.errors import UnavailableError
 from ml_service.ports import Progress
 
@@ -27,6 +25,9 @@ def deployment_lock(file: Path, progress: Progress, *, longest_deployment: float
         UnavailableError: another deployment holds it for longer than that.
         OSError: the file cannot be made.
     """
+    # Imported here: a task that does not deploy does not need it.
+    import filelock
+
     lock = filelock.FileLock(file)
     try:
         with suppress(filelock.Timeout):

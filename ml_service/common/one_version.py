@@ -65,12 +65,14 @@ class OneVersionTarget(ABC, Generic[S]):
         """See ``ports.Target``."""
         if canary_percent is not None:
             raise no_canary(self.name, "--canary")
+        self._check(release)
         with self._reading() as snapshot:
             return Plan(self.name, release, self._planner.steps(release, snapshot))
 
     def apply(self, plan: Plan, verify: Verify, progress: Progress) -> Status:
         """See ``ports.Target``."""
         if plan.steps:
+            self._check(plan.release)
             with self._changing(progress) as (snapshot, executor):
                 if is_due(plan, self._planner.steps(plan.release, snapshot), progress):
                     executor.perform(plan.steps, plan.release, verify)
@@ -110,6 +112,9 @@ class OneVersionTarget(ABC, Generic[S]):
     def diagnose(self) -> Sequence[Finding]:
         """See ``ports.Target``."""
         return self._reader.diagnose()
+
+    def _check(self, release: Release) -> None:
+        """Refuse a release, or settings, before anything is asked of the target."""
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[S]:

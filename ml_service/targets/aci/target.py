@@ -10,11 +10,12 @@ from ml_service.azure import lease as azure_lease
 from ml_service.common.one_version import OneVersionTarget
 from ml_service.common.package_store import PackageStore
 from ml_service.config import Settings
-from ml_service.ports import Progress
+from ml_service.images import signing
+from ml_service.ports import Progress, Release
 from ml_service.targets.aci.client import Groups, Snapshot
 from ml_service.targets.aci.executor import Executor
 from ml_service.targets.aci.keys import AciKeys
-from ml_service.targets.aci.planner import Planner
+from ml_service.targets.aci.planner import Planner, refuse_unsafe
 from ml_service.targets.aci.reader import Reader
 
 
@@ -38,6 +39,10 @@ class AciTarget(OneVersionTarget[Snapshot]):
         self._keys = AciKeys(settings, home / "secrets" / "keys.json")
         planner = Planner(settings, self._keys)
         super().__init__(settings, planner, Reader(settings, self._groups, self._keys, self._packages))
+
+    def _check(self, release: Release) -> None:
+        signing.check(self._settings, release)
+        refuse_unsafe(self._settings)
 
     @contextmanager
     def _reading(self) -> Iterator[Snapshot]:

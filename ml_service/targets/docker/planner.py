@@ -9,7 +9,6 @@ from ml_service.common.errors import no_previous_version
 from ml_service.config import Settings
 from ml_service.config.scoring import server_options
 from ml_service.errors import UnavailableError
-from ml_service.images import signing
 from ml_service.images.engine import PACKAGE_LABEL
 from ml_service.ports import Action, Release, Step
 from ml_service.targets.docker.containers import OPTIONS_LABEL, Snapshot, describe, options_label
@@ -32,9 +31,8 @@ class Planner:
 
         Raises:
             UsageError: neither the engine nor a registry can have its image.
-            IntegrityError: its digest names the image of another package, or it is not signed as the settings ask.
+            IntegrityError: its digest names the image of another package.
         """
-        signing.check(self._settings, release)
         if self._serves(snapshot, release):
             return []
         steps = []

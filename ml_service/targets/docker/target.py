@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from ml_service.common.lock import deployment_lock
 from ml_service.common.one_version import OneVersionTarget
 from ml_service.config import Settings
-from ml_service.ports import Progress
+from ml_service.images import signing
+from ml_service.ports import Progress, Release
 from ml_service.targets.docker.containers import Snapshot, open_deployment
 from ml_service.targets.docker.executor import Executor
 from ml_service.targets.docker.planner import Planner
@@ -31,6 +32,9 @@ class DockerTarget(OneVersionTarget[Snapshot]):
     def __init__(self, settings: Settings) -> None:
         self._home = settings.home / "targets" / "docker" / settings.docker.name
         super().__init__(settings, Planner(settings), Reader(settings, self._home))
+
+    def _check(self, release: Release) -> None:
+        signing.check(self._settings, release)
 
     @contextmanager
     def _reading(self) -> Iterator[Snapshot]:

@@ -11,7 +11,8 @@ from ml_service.azure.key_vault import VaultKeys
 from ml_service.common.one_version import OneVersionTarget
 from ml_service.common.package_store import PackageStore
 from ml_service.config import Settings
-from ml_service.ports import Progress
+from ml_service.images import signing
+from ml_service.ports import Progress, Release
 from ml_service.targets.webapp.executor import Executor
 from ml_service.targets.webapp.planner import Planner
 from ml_service.targets.webapp.reader import Reader
@@ -40,6 +41,9 @@ class WebAppTarget(OneVersionTarget[Site | None]):
         self._app = WebApp(settings)
         planner = Planner(settings, self._app, self._vault)
         super().__init__(settings, planner, Reader(settings, self._app, self._packages))
+
+    def _check(self, release: Release) -> None:
+        signing.check(self._settings, release)
 
     @contextmanager
     def _reading(self) -> Iterator[Site | None]:
