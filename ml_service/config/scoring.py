@@ -53,7 +53,8 @@ class ScoringSettings:
         least=1,
         most=1 << 20,
         unit="connections",
-        help="Open connections of a worker. 16 more may ask for /health/live and /health/ready, one request each.",
+        help="Open connections of a worker. At the limit those that showed no key make room, the oldest first. "
+        "Beside clients with a key 16 more may ask for /health/live and /health/ready, one request each.",
     )
     max_queue: int = whole(
         "SCORING_MAX_QUEUE",

@@ -56,6 +56,19 @@ def test_everything_else_needs_a_key(shared_server: Server, path: str) -> None:
         assert 200 == shared_server.ask(method, path, body, Authorization=f"Bearer {key}").status
 
 
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/metrics", "/model", "/swagger.json"])
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 16777216\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n" + b"2\r\nab\r\n" * 40000]
+)
+def test_only_scoring_takes_a_body(shared_server: Server, path: str, body: bytes) -> None:
+    """Elsewhere nothing of it is kept: a stranger's body must not take up memory, whatever its size and its parts."""
+    with shared_server.connect() as client:
+        client.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode() + body)
+        answer = client.answer()
+        assert error_of(answer) == (413, "unexpected_body")
+        assert client.is_closed()
+
+
 def test_the_model_and_its_description(shared_server: Server) -> None:
     """Which model answers, and an OpenAPI document with the package's examples."""
     about = shared_server.ask("GET", "/model").json

@@ -429,32 +429,39 @@ def memory_of(server: Server) -> float:
 
 
 def test_too_many_connections(linear: Path, serve: Serve) -> None:
-    """The one too many gets 503 with Retry-After."""
+    """The one too many beside clients with a key gets 503 with Retry-After."""
     server = serve(linear, SCORING_MAX_CONNECTIONS="2")
     kept = [server.connect(), server.connect()]
-    assert [200, 200] == [client.request("GET", "/").status for client in kept]
+    assert [client.request("GET", "/model").status for client in kept] == [200, 200]
     with server.connect() as client:
         answer = client.request("GET", "/model")
-        assert (503, "1") == (answer.status, answer.headers["retry-after"])
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert client.is_closed()
 
 
 def test_a_service_with_too_many_connections_is_not_taken_for_a_dead_one(linear: Path, serve: Serve) -> None:
-    """A probe is answered and its connection ended; connections that ask nothing do not keep probes out."""
+    """Beside clients with a key, who keep their places, a probe is answered and its connection ended."""
     server = serve(linear, SCORING_MAX_CONNECTIONS="1")
     kept = server.connect()
-    assert 200 == kept.request("GET", "/").status
-    idle = [server.connect() for _ in range(30)]
-    deadline = time.monotonic() + PATIENCE
-    answers: list[int] = []
-    while answers[-1:] != [200] and time.monotonic() < deadline:
+    assert kept.request("GET", "/model").status == 200
+    for _ in range(3):
         with server.connect() as probe:
-            answer = probe.request("GET", "/health/live")
-            answers.append(answer.status)
-            assert (answer.status in (200, 503), probe.is_closed()) == (True, True)
-    assert 200 == answers[-1]
-    assert 200 == kept.request("GET", "/").status
-    for client in idle:
+            assert (probe.request("GET", "/health/live").status, probe.is_closed()) == (200, True)
+    assert kept.request("GET", "/model").status == 200
+
+
+def test_connections_without_a_key_make_room(linear: Path, serve: Serve) -> None:
+    """However many there are, neither a probe nor a client with a key finds their places taken."""
+    server = serve(linear, SCORING_MAX_CONNECTIONS="4")
+    kept = server.connect()
+    assert kept.request("GET", "/model").status == 200
+    strangers = [server.connect() for _ in range(40)]
+    for path in ("/health/live", "/model", "/health/ready"):
+        with server.connect() as client:
+            assert client.request("GET", path).status == 200
+    assert kept.request("GET", "/model").status == 200
+    assert strangers[0].is_closed()
+    for client in strangers:
         client.close()
 
 

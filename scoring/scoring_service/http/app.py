@@ -79,6 +79,8 @@ class Service:
         self.draining = False
         self.cut = 0
         self.connections: set[Connection] = set()
+        self._strangers: dict[Connection, None] = {}
+        """Connections on which no valid key has come, the oldest first."""
         self.keys = keys
         self._settings = settings
         self._score = scorer.score
@@ -112,14 +114,23 @@ class Service:
     def opened(self, connection: Connection) -> bool:
         """Register a connection. Return False if there are too many."""
         self.connections.add(connection)
-        self._metrics.set("connections", len(self.connections))
         over = len(self.connections) - self._settings.max_connections
+        if over > 0 and self._strangers:
+            # Strangers make room for whoever comes, the one that has been here for longest first. So neither clients
+            # with a key nor probes find the places taken by connections that never showed one.
+            stranger = next(iter(self._strangers))
+            self.closed(stranger)
+            stranger.abort()
+            over -= 1
+        self._strangers[connection] = None
+        self._metrics.set("connections", len(self.connections))
         connection.is_surplus = over > 0
         return over <= _PROBE_CONNECTIONS
 
     def closed(self, connection: Connection) -> None:
         """Unregister a connection."""
         self.connections.discard(connection)
+        self._strangers.pop(connection, None)
         self._metrics.set("connections", len(self.connections))
 
     def admit(self, connection: Connection, request: Request) -> RequestError | None:
@@ -132,9 +143,16 @@ class Service:
             return RequestError(404, "not_found", "there is nothing at this path")
         if request.method not in ((b"POST",) if route == "score" else (b"GET", b"HEAD")):
             return RequestError(405, "method_not_allowed", f"this path takes {'POST' if route == 'score' else 'GET'}")
-        if route not in _OPEN and not self.keys.accept(request.headers.get(b"authorization")):
-            return RequestError(401, "unauthorized", "a valid key is needed: Authorization: Bearer KEY")
-        return self._admit_body(request.headers) if route == "score" else None
+        if route not in _OPEN:
+            if not self.keys.accept(request.headers.get(b"authorization")):
+                return RequestError(401, "unauthorized", "a valid key is needed: Authorization: Bearer KEY")
+            self._strangers.pop(connection, None)
+        if route == "score":
+            return self._admit_body(request.headers)
+        # Nobody needs a body to ask for these, and what a client without a key sends must not take up memory.
+        if request.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in request.headers:
+            return RequestError(413, "unexpected_body", "this path takes no body")
+        return None
 
     def _admit_body(self, headers: Mapping[bytes, bytes]) -> RequestError | None:
         kind = headers.get(b"content-type", b"application/json")
