@@ -20,6 +20,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
+from ml_service import telemetry
 from ml_service.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ml_service.ports import Platform, Target
 
 ROOT = Path(__file__).resolve().parent
+
+telemetry.turn_off()
 
 _OPTIONS = {
     "platform": "local or azureml; default: MLOPS_PLATFORM, else local",

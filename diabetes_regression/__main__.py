@@ -6,11 +6,15 @@ A step imports only what it needs: ``train`` does not wait for pandas, nor ``eva
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from diabetes_regression.errors import StepError
+
+# ONNX Runtime calls its vendor and leaves files in HOME unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 DISK_REFUSES = 5
 INTERRUPTED = 130

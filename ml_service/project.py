@@ -15,6 +15,7 @@ from ml_service.config import is_plain
 from ml_service.errors import BY_EXIT_CODE, ConfigurationError, DataError, MlopsError, UsageError
 from ml_service.package import sha256_of
 from ml_service.ports import PipelineDefinition, Progress
+from ml_service.telemetry import SWITCHES
 
 LOCK = "requirements/all.txt"
 """The one resolution: every lock, also that of scoring, is a subset of it."""
@@ -154,7 +155,7 @@ def run_step(
 def step_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return the part of ``env`` that a step may see."""
     passed = {name: value for name, value in env.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)}
-    return passed | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    return passed | SWITCHES | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def read_step_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ml_service import telemetry
 from ml_service.config import SECTIONS, CoreSettings
 from ml_service.config.fields import declared
 
@@ -29,6 +30,9 @@ def settings() -> set[str]:
 
 for name in (settings() - _OF_THE_MACHINE).union(_OF_THE_PIPELINE):
     os.environ.pop(name, None)
+
+
+telemetry.turn_off()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 
+from ml_service import telemetry
 from ml_service.hide_module import hidden
 
-# MLflow reports usage over the network unless told not to; it reads this when it is imported.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+telemetry.turn_off()
 # An unreachable server is reported in seconds; MLflow's own default keeps people waiting for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

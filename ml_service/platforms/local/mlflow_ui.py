@@ -13,12 +13,13 @@ from ml_service.config import Settings
 from ml_service.console import Console
 from ml_service.errors import UnavailableError, UsageError
 from ml_service.project import read_project
+from ml_service.telemetry import SWITCHES
 
 # The pages need no background jobs, and a person needs no warnings about MLflow's libraries.
 _QUIET = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **SWITCHES,
     "PYTHONWARNINGS": "ignore",
 }
 
