@@ -96,7 +96,8 @@ class Work:
         """Return the console that the task prints to."""
         from ml_service.console import Console
 
-        return Console.from_env(self.env)
+        # Not ``env``: an error of .env has to be told, too.
+        return Console.from_env(os.environ)
 
     @functools.cached_property
     def platform(self) -> Platform:
@@ -165,12 +166,7 @@ def _translating(work: Work, body: Callable[..., None], plans: bool, changes: st
 
     try:
         try:
-            if plans:
-                body(work, **options, dry_run=work.dry_run)
-            elif changes and work.dry_run:
-                work.console.line(f"a dry run: {body.__name__.replace('_', '-')} would {changes}; nothing was changed")
-            else:
-                body(work, **options)
+            _acting(work, body, plans, changes, options)
         except BrokenPipeError:
             # The reader of the output has closed it, as `| head` does: an error message would reach nobody.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -188,6 +184,21 @@ def _translating(work: Work, body: Callable[..., None], plans: bool, changes: st
     except KeyboardInterrupt:
         work.console.line("interrupted: nothing is left half done")
         raise Exit(code=130) from None
+    except Exit:
+        raise
+    except Exception as error:
+        # A traceback may carry anything from outside: to the agent as a command, to a terminal as an escape sequence.
+        work.console.unexpected(error)
+        raise Exit(code=1) from None
+
+
+def _acting(work: Work, body: Callable[..., None], plans: bool, changes: str, options: dict[str, Any]) -> None:
+    if plans:
+        body(work, **options, dry_run=work.dry_run)
+    elif changes and work.dry_run:
+        work.console.line(f"a dry run: {body.__name__.replace('_', '-')} would {changes}; nothing was changed")
+    else:
+        body(work, **options)
 
 
 # Quality

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,14 @@ class Console:
         self._print(f"error: {error}", _RED, sys.stderr)
         if self._agent:
             self._agent.issue("error", str(error), source=error.where)
+
+    def unexpected(self, error: Exception) -> None:
+        """Print the traceback of an error that nobody has put into words, then the error."""
+        for line in "".join(traceback.format_exception(error)).rstrip().splitlines():
+            self._print(line, _DIM, sys.stderr)
+        reason = str(error).strip().split("\n")[0]
+        what = f"unexpected {type(error).__name__}" + (f": {reason}" if reason else "")
+        self.error(MlopsError(what, next_step="this is a fault of the tasks: report it with the lines above"))
 
     def output(self, name: str, value: str) -> None:
         """Hand a result to the caller of the task: the pipeline, ``inv ci`` or a person."""

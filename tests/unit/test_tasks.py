@@ -425,6 +425,28 @@ def test_without_fakes_an_unknown_target_is_named(capsys: pytest.CaptureFixture[
     assert f"use one of: {', '.join(sorted(TARGETS))}" in printed
 
 
+def test_what_nobody_expected_is_told_without_its_commands(
+    env: TaskEnv, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback goes through the printer like everything else: it may hold text from outside."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise LookupError("##vso[task.complete]\x1b[2J\nsecond line")
+
+    monkeypatch.setattr("ml_service.workflows.validation.validate_data", fail)
+    assert inv("validate-data") == 1
+    printed = "".join(capsys.readouterr())
+    assert "Traceback" in printed and "error: unexpected LookupError: # #vso[task.complete] [2J" in printed
+    assert "##vso[" not in printed and "\x1b" not in printed
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_named(env: TaskEnv, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its error is told by a console that does not need it."""
+    (env.root / ".env").write_bytes(b"IMAGE_NAME=\xe9\n")
+    assert inv("validate-data") == 4
+    assert ".env: is not UTF-8" in capsys.readouterr().err
+
+
 # Tasks that hand over to a tool
 
 
