@@ -23,6 +23,7 @@ from scoring_service.json_log import JsonLog
 from scoring_service.keys import KeyRing, read_file, take_from_env
 from scoring_service.metrics import SharedMetrics
 from scoring_service.settings import Settings
+from scoring_service.signals import SignalPipe
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _MAX_PAUSE = 10.0
@@ -55,21 +56,20 @@ class Supervisor:
         self._due: dict[int, float] = {}
         self._failures = [0] * settings.workers
         self._was_ready = False
+        self._signals = SignalPipe(_SIGNALS)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. Return the exit code."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for index in range(self._settings.workers):
             self._fork(index)
         while True:
             self._log.flush()
-            received = signal.sigtimedwait(_SIGNALS, 0.25)
-            number = received.si_signo if received else None
-            if number in (signal.SIGTERM, signal.SIGINT):
+            received = self._signals.wait(0.25)
+            if received & {signal.SIGTERM, signal.SIGINT}:
                 return self._stop(0)
-            if number == signal.SIGHUP or self._keys.has_changed():
+            if signal.SIGHUP in received or self._keys.has_changed():
                 self._reload_keys()
-            if number == signal.SIGHUP:
+            if signal.SIGHUP in received:
                 self._send(signal.SIGHUP)
             code = self._replace_exited()
             if code:
@@ -87,16 +87,17 @@ class Supervisor:
         """Start the worker ``index``."""
         self._shared.workers[index].reset_gauges()
         self._log.flush()
-        pid = os.fork()
+        supervisor = os.getpid()
+        pid = self._signals.fork()
         if pid == 0:
             code = 1
             try:
-                code = self._work(index)
+                code = self._work(index, supervisor)
             finally:
                 os._exit(code)
         self._children[index] = Child(pid, time.monotonic())
 
-    def _work(self, index: int) -> int:
+    def _work(self, index: int, supervisor: int) -> int:
         # SIGHUP stays blocked until the worker can handle it: it would kill one that is still loading its model.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [number for number in _SIGNALS if number != signal.SIGHUP])
         metrics = self._shared.workers[index]
@@ -106,7 +107,8 @@ class Supervisor:
             from scoring_service.worker import Worker, start
         except ImportError as error:
             return refuse(import_failure(error))
-        return start(lambda: Worker(self._settings, index, self._listener, self._keys, self._shared, log).run(), log)
+        parts = (self._listener, self._keys, self._shared, log)
+        return start(lambda: Worker(self._settings, index, supervisor, *parts).run(), log)
 
     def _replace_exited(self) -> int:
         """Start the workers that are due. Return an exit code if the very first start has failed, else 0."""
@@ -170,7 +172,7 @@ class Supervisor:
             for index, _ in self._exited():
                 del self._children[index]
             if self._children:
-                signal.sigtimedwait((signal.SIGCHLD,), 0.05)
+                self._signals.wait(0.05)
         self._send(signal.SIGKILL)
         self._remove_socket()
         self._log.event("info", "stopped", workers_killed=len(self._children), exit_code=code)

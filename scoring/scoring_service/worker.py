@@ -47,6 +47,7 @@ class Worker:
         self,
         settings: Settings,
         index: int,
+        supervisor: int,
         listener: socket.socket,
         keys: KeyRing,
         shared: SharedMetrics,
@@ -58,7 +59,7 @@ class Worker:
         self._shared = shared
         self._metrics = shared.workers[index]
         self._log = log
-        self._parent = os.getppid()
+        self._supervisor = supervisor
         self._pauses = 0
         self._is_paused = False
         self._log_accept_after = 0.0
@@ -203,7 +204,7 @@ class Worker:
             connection.check(service.now)
         if self._keys.has_changed():
             self._reload_keys()
-        if os.getppid() != self._parent and not service.draining:
+        if os.getppid() != self._supervisor and not service.draining:
             self._drain()
 
     def _write_log(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ if SCORING not in sys.path:
     sys.path.insert(0, SCORING)
 
 from tests.support.packages import LINEAR, MIXED, linear_graph, make_package, mixed_graph  # noqa: E402
-from tests.support.scoring_server import Server  # noqa: E402
+from tests.support.scoring_server import SERVER, Server  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +37,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Starts servers, and ends them with the test."""
     servers: list[Server] = []
 
-    def start(package: Path, *, wait: bool = True, **settings: str) -> Server:
-        server = Server(package, tmp_path / f"server{len(servers)}.log", settings)
+    def start(package: Path, *, wait: bool = True, program: Sequence[str] = (str(SERVER),), **settings: str) -> Server:
+        server = Server(package, tmp_path / f"server{len(servers)}.log", settings, program)
         servers.append(server)
         if wait:
             server.wait_until_ready()

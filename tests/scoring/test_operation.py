@@ -19,6 +19,7 @@ import pytest
 from tests.scoring.conftest import Serve
 from tests.support.packages import LINEAR, linear_graph, make_package, slow_graph
 from tests.support.scoring_server import KEY, OTHER_KEY, PATIENCE, SERVER, Server, refused_start, request
+from tests.support.sources import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -426,6 +427,29 @@ def memory_of(server: Server) -> float:
     pid = server.worker_pids()[0]
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def test_it_needs_no_call_that_macos_does_not_have(linear: Path, serve: Serve) -> None:
+    """It serves, changes keys, replaces a lost worker and stops, in a Python without those calls."""
+    server = serve(linear, program=(str(ROOT / "tests" / "support" / "as_macos.py"), str(SERVER)))
+    assert server.score([[1, 2, 3]]).json == {"result": [14.0]}
+    server.process.send_signal(signal.SIGHUP)
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    server.wait_for("ready", 2)
+    assert server.score([[1, 2, 3]]).json == {"result": [14.0]}
+    assert server.terminate() == 0
+
+
+def test_a_supervisor_that_dies_while_its_worker_loads_leaves_none_behind(tmp_path: Path, serve: Serve) -> None:
+    """The worker knows its supervisor from before the fork, so it notices even what happened before it was ready."""
+    package = make_package(tmp_path / "slow", "import time\ndef init(): time.sleep(1)\ndef run(raw): return [1]\n")
+    server = serve(package, wait=False)
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    eventually(lambda: bool(children.read_text().split()), "a worker")
+    (worker,) = children.read_text().split()
+    server.process.kill()
+    server.process.wait()
+    eventually(lambda: not Path(f"/proc/{worker}").exists(), "the end of the worker")
 
 
 def test_too_many_connections(linear: Path, serve: Serve) -> None:

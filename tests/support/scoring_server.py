@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,9 @@ def refused_start(env: Mapping[str, str]) -> tuple[int, str]:
 class Server:
     """``python scoring/server.py`` on a free port, with ``settings`` in its environment."""
 
-    def __init__(self, package: Path, log: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, package: Path, log: Path, settings: Mapping[str, str], program: Sequence[str] = (str(SERVER),)
+    ) -> None:
         env = {name: value for name, value in os.environ.items() if not name.startswith("SCORING_")}
         env.update({"AZUREML_MODEL_DIR": str(package), "SCORING_PORT": "0"})
         if "SCORING_KEYS_FILE" not in settings:
@@ -125,7 +127,7 @@ class Server:
         self._address: tuple[str, int] | None = None
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER)], env={**env, **settings}, stdout=out, stderr=subprocess.STDOUT
+                [sys.executable, *program], env={**env, **settings}, stdout=out, stderr=subprocess.STDOUT
             )
 
     def log(self) -> list[dict[str, Any]]:
