@@ -39,7 +39,7 @@ def rig(tmp_path: Path) -> Iterator[AzureMlRig]:
     emulator.world.compute_quota = 100
     emulator.world.compute_looks = 0
     emulator.world.token_life = 3600.0
-    assert [] == emulator.services.unknown
+    assert emulator.services.unknown == []
 
 
 @pytest.mark.parametrize("status", [429, 503, 500, 0], ids=["429", "503", "500", "dropped"])
@@ -47,8 +47,8 @@ def test_a_transient_answer_is_asked_for_again(rig: AzureMlRig, status: int) -> 
     """Too many requests, a fault of Azure's, a dropped connection: the next try is taken."""
     rig.platform.pipelines(PROJECT, "b1")
     rig.emulator.plant(Fault("GET .*/Pipelines$", status))
-    assert [] == rig.platform.pipelines(PROJECT, "b1")
-    assert 0 == rig.emulator.services.faults.left()
+    assert rig.platform.pipelines(PROJECT, "b1") == []
+    assert rig.emulator.services.faults.left() == 0
 
 
 def test_a_lasting_fault_ends_after_a_bounded_number_of_tries(rig: AzureMlRig) -> None:
@@ -68,7 +68,7 @@ def test_an_error_without_details_is_waited_out(rig: AzureMlRig) -> None:
     run = rig.submit("b1")
     rig.emulator.plant(Fault("GET .*/history/.*runs/", 503, times=6))
     assert RunStatus.COMPLETED == rig.platform.wait(run, lambda line: None).status
-    assert 0 == rig.emulator.services.faults.left()
+    assert rig.emulator.services.faults.left() == 0
 
 
 def test_a_submission_whose_answer_was_lost_is_not_repeated(rig: AzureMlRig) -> None:
@@ -89,7 +89,7 @@ def test_a_submission_is_not_repeated_when_it_cannot_be_looked_for(rig: AzureMlR
         rig.platform.submit(published, build("b1"), rig.data)
     assert "inv check-model" in raised.value.next_step
     rig.emulator.services.faults.clear()
-    assert 1 == len(rig.platform.runs(PROJECT, "b1"))
+    assert len(rig.platform.runs(PROJECT, "b1")) == 1
 
 
 def test_a_publication_whose_answer_was_lost_is_found_again(rig: AzureMlRig) -> None:
@@ -137,8 +137,8 @@ def test_a_step_that_dies_without_a_word_is_a_failed_run(rig: AzureMlRig) -> Non
     rig.emulator.world.failing_steps = {"evaluate": "out of memory"}
     run = rig.train("b1")
     assert RunStatus.FAILED == run.status
-    assert "Step evaluate failed: process exited with code 1: out of memory" == run.error
-    assert {} == rig.workspace.models
+    assert run.error == "Step evaluate failed: process exited with code 1: out of memory"
+    assert rig.workspace.models == {}
 
 
 def test_text_from_azure_cannot_act_as_a_command_of_the_agent(rig: AzureMlRig) -> None:
@@ -160,7 +160,7 @@ def test_a_cluster_that_does_not_come_up_is_named(rig: AzureMlRig) -> None:
     with pytest.raises(UnavailableError, match="no capacity in westeurope") as raised:
         rig.publish("b1")
     assert f"compute cluster train-cluster of workspace {rig.workspace_name}" == raised.value.where
-    assert [] == rig.platform.pipelines(PROJECT, "b1")
+    assert rig.platform.pipelines(PROJECT, "b1") == []
 
 
 def test_a_cluster_that_another_build_is_creating_is_waited_for(
@@ -171,7 +171,7 @@ def test_a_cluster_that_another_build_is_creating_is_waited_for(
     monkeypatch.setattr(assets, "_POLL_INTERVAL", 0.01)
     rig.emulator.world.compute_looks = 3
     rig.publish("b2")
-    assert 0 == rig.emulator.world.compute_looks
+    assert rig.emulator.world.compute_looks == 0
     monkeypatch.setattr(assets, "_COMPUTE_MINUTES", 0.001)
     rig.emulator.world.compute_looks = 100_000
     with pytest.raises(UnavailableError, match="is still Creating after"):
@@ -184,7 +184,7 @@ def test_doctor_names_a_cluster_that_did_not_come_up(rig: AzureMlRig) -> None:
     with pytest.raises(UnavailableError):
         rig.publish("b1")
     (compute,) = [finding for finding in rig.platform.diagnose() if not finding.ok]
-    assert ("compute", True) == (compute.subject, "no capacity in westeurope" in compute.detail)
+    assert (compute.subject, "no capacity in westeurope" in compute.detail) == ("compute", True)
 
 
 def test_a_cluster_beyond_the_quota_is_refused_with_the_setting_to_change(rig: AzureMlRig) -> None:
@@ -288,7 +288,7 @@ def test_a_crash_between_registration_and_confirmation_leaves_nothing_to_see(rig
     run = rig.train("b1")
     rig.emulator.services.faults.clear()
     assert (RunStatus.FAILED, [f"{PROJECT}:1"]) == (run.status, list(rig.workspace.models))
-    assert (None, None) == (rig.platform.champion(PROJECT), rig.platform.model_of_build(PROJECT, "b1"))
+    assert (rig.platform.champion(PROJECT), rig.platform.model_of_build(PROJECT, "b1")) == (None, None)
 
     assert f"{PROJECT}:2" == rig.train("b2").registered
 
@@ -318,17 +318,17 @@ def test_two_registrations_at_once_leave_one_and_tell_the_other(rig: AzureMlRig,
         thread.start()
     for thread in threads:
         thread.join()
-    assert 1 == len([each for each in ended if isinstance(each, LostRace)])
-    assert ["race:1"] == list(rig.workspace.models)
+    assert len([each for each in ended if isinstance(each, LostRace)]) == 1
+    assert list(rig.workspace.models) == ["race:1"]
 
 
 def test_doctor_says_what_is_wrong(rig: AzureMlRig) -> None:
     """Names that Azure does not take, and a quota that is too small, each with what to do."""
     rig.emulator.world.compute_quota = 1
     subjects = {finding.subject: finding for finding in rig.platform.diagnose() if not finding.ok}
-    assert {"quota"} == subjects.keys()
+    assert subjects.keys() == {"quota"}
     findings = rig.open(AML_COMPUTE_CLUSTER_NAME="9 lives", AML_CLUSTER_PRIORITY="cheap").diagnose()
-    assert {"AML_COMPUTE_CLUSTER_NAME", "AML_CLUSTER_PRIORITY"} == {f.subject for f in findings if not f.ok}
+    assert {f.subject for f in findings if not f.ok} == {"AML_COMPUTE_CLUSTER_NAME", "AML_CLUSTER_PRIORITY"}
     (workspace,) = [f for f in rig.open(WORKSPACE_NAME="nowhere").diagnose() if not f.ok]
     assert "workspace" == workspace.subject and "nowhere" in workspace.detail
 

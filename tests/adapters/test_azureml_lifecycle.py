@@ -70,10 +70,10 @@ def test_what_people_look_for_is_on_the_run(rig: AzureMlRig) -> None:
     recorded = rig.workspace.runs[run.id]
     assert ("b1", build("b1").uri) == (recorded["tags"]["BuildId"], recorded["tags"]["BuildUri"])
     assert f"{MODEL}:1" == recorded["tags"]["dataset"]
-    assert "first of its name" == json.loads(recorded["tags"]["verdict.reason"])
+    assert json.loads(recorded["tags"]["verdict.reason"]) == "first of its name"
     steps = {step["name"]: step["runId"] for step in rig.workspace.runs.values() if step["parentRunId"] == run.id}
     for identifier in (run.id, steps["train"]):
-        assert ["mse"] == [metric["name"] for metric in rig.workspace.metrics[identifier]]
+        assert [metric["name"] for metric in rig.workspace.metrics[identifier]] == ["mse"]
 
 
 def test_a_candidate_that_is_not_better_cancels_the_run(rig: AzureMlRig) -> None:
@@ -82,7 +82,7 @@ def test_a_candidate_that_is_not_better_cancels_the_run(rig: AzureMlRig) -> None
     run = rig.train("b2", shift=1.0)
 
     assert (RunStatus.CANCELED, False, "not better") == (run.status, run.verdict["accept"], run.verdict["reason"])
-    assert (None, "1") == (rig.platform.model_of_build(MODEL, "b2"), _champion(rig))
+    assert (rig.platform.model_of_build(MODEL, "b2"), _champion(rig)) == (None, "1")
     assert [f"{MODEL}:1"] == list(rig.workspace.models)
 
 
@@ -93,7 +93,7 @@ def test_a_better_candidate_is_the_new_champion(rig: AzureMlRig) -> None:
 
     assert (RunStatus.COMPLETED, f"{MODEL}:2") == (run.status, run.registered)
     assert pytest.approx(1.0) == run.verdict["improvement"]
-    assert "2" == _champion(rig)
+    assert _champion(rig) == "2"
 
 
 def test_without_cancellation_a_rejected_run_completes(rig: AzureMlRig) -> None:
@@ -111,7 +111,7 @@ def test_without_evaluation_every_model_is_registered(rig: AzureMlRig) -> None:
     run = rig.train("b2", evaluate=False, shift=5.0)
 
     assert (RunStatus.COMPLETED, f"{MODEL}:2") == (run.status, run.registered)
-    assert "RUN_EVALUATION=false: registered without comparing" == run.verdict["reason"]
+    assert run.verdict["reason"] == "RUN_EVALUATION=false: registered without comparing"
 
 
 def test_a_retried_build_finds_its_own_pipeline(rig: AzureMlRig) -> None:
@@ -123,7 +123,7 @@ def test_a_retried_build_finds_its_own_pipeline(rig: AzureMlRig) -> None:
     with pytest.raises(UsageError, match="published other content already"):
         rig.publish("b1", shift=1.0)
     assert [first] == rig.platform.pipelines(MODEL, "b1")
-    assert [] == rig.platform.pipelines(MODEL, "b0")
+    assert rig.platform.pipelines(MODEL, "b0") == []
 
 
 def test_a_run_is_what_was_published(rig: AzureMlRig) -> None:
@@ -156,7 +156,7 @@ def test_changed_data_is_a_new_version_of_the_dataset(rig: AzureMlRig) -> None:
     rig.write_data(1, 2)
     rig.publish("b3")
     versions = rig.workspace.datasets[MODEL]["versions"]
-    assert ["1", "2"] == [version["latest"]["versionId"] for version in versions]
+    assert [version["latest"]["versionId"] for version in versions] == ["1", "2"]
     assert sha256_of(rig.data) == versions[-1]["tags"]["sha256"]
 
 
@@ -172,8 +172,8 @@ def test_a_changed_lock_is_a_changed_environment(rig: AzureMlRig) -> None:
     assert [first, f"{MODEL}-{sha256_of(lock)[:12]}"] == list(rig.workspace.environments)
     (registered,) = rig.workspace.environments[first]
     conda = registered["python"]["condaDependencies"]["dependencies"]
-    assert ["numpy==2.0.0 --hash=sha256:00 --hash=sha256:11"] == [
-        line for entry in conda if isinstance(entry, dict) for line in entry["pip"]
+    assert [line for entry in conda if isinstance(entry, dict) for line in entry["pip"]] == [
+        "numpy==2.0.0 --hash=sha256:00 --hash=sha256:11"
     ]
     assert "python=3.11" in conda
 
@@ -184,8 +184,8 @@ def test_the_cluster_is_created_once_as_the_settings_say(rig: AzureMlRig) -> Non
     rig.publish("b2")
     ((name, cluster),) = rig.workspace.computes.items()
     wanted = cluster["properties"]["properties"]
-    assert ("train-cluster", "STANDARD_DS2_V2", "lowpriority") == (name, wanted["vmSize"], wanted["vmPriority"].lower())
-    assert (0, 4) == (wanted["scaleSettings"]["minNodeCount"], wanted["scaleSettings"]["maxNodeCount"])
+    assert (name, wanted["vmSize"], wanted["vmPriority"].lower()) == ("train-cluster", "STANDARD_DS2_V2", "lowpriority")
+    assert (wanted["scaleSettings"]["minNodeCount"], wanted["scaleSettings"]["maxNodeCount"]) == (0, 4)
 
 
 def test_the_agentless_task_of_azure_pipelines_starts_the_same_run(rig: AzureMlRig) -> None:
@@ -238,10 +238,10 @@ def test_a_withdrawn_version_is_champion_no_more(rig: AzureMlRig) -> None:
 
     assert oldest == rig.platform.withdraw(newest, "wrong data")
     assert oldest == rig.platform.withdraw(newest, "another reason")
-    assert ("wrong data", None) == (
+    assert (
         rig.platform.version(MODEL, "2").withdrawn,
         rig.platform.model_of_build(MODEL, "b2"),
-    )
+    ) == ("wrong data", None)
     assert None is rig.platform.withdraw(oldest, "all wrong")
     with pytest.raises(UsageError, match="not registered"):
         rig.platform.version(MODEL, "9")
@@ -253,7 +253,7 @@ def test_a_run_can_be_canceled(rig: AzureMlRig) -> None:
     rig.platform.cancel(run)
     (ended,) = rig.platform.runs(MODEL, "b1")
     assert (RunStatus.FAILED, "was canceled by request", 130) == (ended.status, ended.error, ended.exit_code)
-    assert {} == rig.workspace.models
+    assert rig.workspace.models == {}
 
 
 def test_a_version_whose_bytes_changed_is_refused(rig: AzureMlRig, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def azure() -> Iterator[Mapping[str, str]]:
     yield exported
     emulator.terminate()
     _, complaints = emulator.communicate(timeout=60)
-    assert "" == complaints
+    assert complaints == ""
 
 
 def task(home: Path, env: Mapping[str, str], *arguments: str, code: int = 0) -> str:

@@ -90,7 +90,7 @@ def test_all_requests_of_a_batch_are_read_before_the_first_is_scored(harness: Ha
     run_batch(harness, arrive)
     assert ([3 * len(BODY)], 0) == (held, harness.service.held)
     assert [BODY] * 3 == harness.scored
-    assert [1, 1, 1] == [transport.written.count(b"HTTP/1.1 200") for _, transport in clients]
+    assert [transport.written.count(b"HTTP/1.1 200") for _, transport in clients] == [1, 1, 1]
 
 
 def test_a_response_that_cannot_be_written_costs_its_own_connection(harness: Harness) -> None:
@@ -107,9 +107,9 @@ def test_a_response_that_cannot_be_written_costs_its_own_connection(harness: Har
             connection.data_received(request("POST", "/score", BODY))
 
     run_batch(harness, arrive)
-    assert [1, 0, 1] == [transport.written.count(b"HTTP/1.1 200") for _, transport in clients]
-    assert "cut" == clients[1][1].ended
-    assert ["a response could not be written"] == harness.errors
+    assert [transport.written.count(b"HTTP/1.1 200") for _, transport in clients] == [1, 0, 1]
+    assert clients[1][1].ended == "cut"
+    assert harness.errors == ["a response could not be written"]
 
 
 def test_requests_of_a_client_that_has_disconnected_are_not_scored(harness: Harness) -> None:
@@ -121,7 +121,7 @@ def test_requests_of_a_client_that_has_disconnected_are_not_scored(harness: Harn
         connection.connection_lost(None)
 
     run_batch(harness, arrive)
-    assert ([], 0) == (harness.scored, harness.service.held)
+    assert (harness.scored, harness.service.held) == ([], 0)
 
 
 def test_a_model_that_has_become_slow_leaves_the_event_loop_with_the_rest_of_the_batch(
@@ -140,4 +140,4 @@ def test_a_model_that_has_become_slow_leaves_the_event_loop_with_the_rest_of_the
             connection.data_received(request("POST", "/score", BODY))
 
     run_batch(harness, arrive)
-    assert (5, 3) == (len(harness.scored), len(submitted))
+    assert (len(harness.scored), len(submitted)) == (5, 3)

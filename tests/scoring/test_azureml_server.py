@@ -17,7 +17,7 @@ import requests
 from tests.scoring.conftest import Serve
 from tests.scoring.test_script_project import EXPECTED, project
 from tests.support.ports import free_port
-from tests.support.scoring_server import PATIENCE, SCORE
+from tests.support.scoring_server import SCORE, TIMEOUT
 
 pytestmark = pytest.mark.slow
 
@@ -57,10 +57,10 @@ def azureml_server(command: Path, package: Path, log: Path) -> Iterator[str]:
 
 def score(url: str, body: bytes) -> tuple[int, object]:
     """Status and answer, once the server answers at all."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
-            answer = requests.post(f"{url}/score", body, headers={"Content-Type": "application/json"}, timeout=PATIENCE)
+            answer = requests.post(f"{url}/score", body, headers={"Content-Type": "application/json"}, timeout=TIMEOUT)
             return answer.status_code, answer.json() if answer.ok else None
         except requests.ConnectionError:
             assert time.monotonic() < deadline

@@ -13,22 +13,22 @@ from typing import Any
 
 import pytest
 
-from tests.support.scoring_server import KEY, OTHER_KEY, PATIENCE, Answer, Client, Server, request
+from tests.support.scoring_server import KEY, OTHER_KEY, TIMEOUT, Answer, Client, Server, request
 
 GOOD = b'{"data": [[1, 2, 3]]}'
 
 
 def error_of(answer: Any) -> tuple[int, str]:
     body = answer.json
-    assert {"code", "message", "place", "request_id"} == set(body["error"])
+    assert set(body["error"]) == {"code", "message", "place", "request_id"}
     return answer.status, body["error"]["code"]
 
 
 def test_scoring(shared_server: Server) -> None:
     """Rows in, results out, with the id under which the request is logged."""
     answer = shared_server.score([[1, 2, 3], {"AGE": 1, "BMI": 1, "BP": 1}])
-    assert (200, {"result": [14.0, 6.0]}) == (answer.status, answer.json)
-    assert "application/json" == answer.headers["content-type"]
+    assert (answer.status, answer.json) == (200, {"result": [14.0, 6.0]})
+    assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
 
 
@@ -41,7 +41,7 @@ def test_an_answer_says_which_version_scored(shared_server: Server) -> None:
 def test_health_needs_no_key(shared_server: Server) -> None:
     """GET / and /health/* are for those who watch."""
     for path in ("/", "/health/live", "/health/ready"):
-        assert 200 == shared_server.ask("GET", path, Authorization="").status
+        assert shared_server.ask("GET", path, Authorization="").status == 200
 
 
 @pytest.mark.parametrize("path", ["/score", "/metrics", "/swagger.json", "/model"])
@@ -50,10 +50,10 @@ def test_everything_else_needs_a_key(shared_server: Server, path: str) -> None:
     method, body = ("POST", GOOD) if path == "/score" else ("GET", b"")
     for header in ("", "Bearer wrong", "Basic " + KEY):
         answer = shared_server.ask(method, path, body, Authorization=header)
-        assert (401, "unauthorized") == error_of(answer)
-        assert 'Bearer realm="scoring"' == answer.headers["www-authenticate"]
+        assert error_of(answer) == (401, "unauthorized")
+        assert answer.headers["www-authenticate"] == 'Bearer realm="scoring"'
     for key in (KEY, OTHER_KEY):
-        assert 200 == shared_server.ask(method, path, body, Authorization=f"Bearer {key}").status
+        assert shared_server.ask(method, path, body, Authorization=f"Bearer {key}").status == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/metrics", "/model", "/swagger.json"])
@@ -72,10 +72,10 @@ def test_only_scoring_takes_a_body(shared_server: Server, path: str, body: bytes
 def test_the_model_and_its_description(shared_server: Server) -> None:
     """Which model answers, and an OpenAPI document with the package's examples."""
     about = shared_server.ask("GET", "/model").json
-    assert ("test_model", "3", "onnx") == (about["name"], about["version"], about["runtime"])
+    assert (about["name"], about["version"], about["runtime"]) == ("test_model", "3", "onnx")
     document = shared_server.ask("GET", "/swagger.json?format=openapi").json
     content = document["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]
-    assert {"data": [[1.0, 1.0, 1.0]]} == content["examples"]["example1"]["value"]
+    assert content["examples"]["example1"]["value"] == {"data": [[1.0, 1.0, 1.0]]}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_requests_that_cannot_be_served(
         if answer.headers.get("connection") == "close":
             assert client.is_closed()
         else:
-            assert 200 == client.request("POST", "/score", GOOD).status
+            assert client.request("POST", "/score", GOOD).status == 200
 
 
 JSON_KINDS = ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"', ""]
@@ -116,26 +116,26 @@ JSON_KINDS = ["application/json", "Application/JSON; charset=UTF-8", 'applicatio
 @pytest.mark.parametrize("kind", JSON_KINDS)
 def test_content_types_that_are_json(shared_server: Server, kind: str) -> None:
     """In any spelling, or left out."""
-    assert 200 == shared_server.ask("POST", "/score", GOOD, Content_Type=kind).status
+    assert shared_server.ask("POST", "/score", GOOD, Content_Type=kind).status == 200
 
 
 def test_an_error_says_where(shared_server: Server) -> None:
     """Row, column, and what was found instead."""
     error = shared_server.score([[1, 2, 3], [1, 2, 3], [1, "x", 3]]).json["error"]
-    assert "row 3, column BMI" == error["place"]
-    assert 'row 3, column BMI: expected a number, got "x"' == error["message"]
+    assert error["place"] == "row 3, column BMI"
+    assert error["message"] == 'row 3, column BMI: expected a number, got "x"'
 
 
 def test_too_large(shared_server: Server) -> None:
     """Bodies, rows, heads and targets over their limit; what is still being sent does not hinder the answer."""
     large = b'{"data": [' + b" " * 300_000 + b"]}"
-    assert (413, "body_too_large") == error_of(shared_server.ask("POST", "/score", large))
-    assert (413, "too_many_rows") == error_of(shared_server.score([[1, 2, 3]] * 1001))
-    assert (431, "header_too_large") == error_of(shared_server.ask("GET", "/", X_Large="x" * 20_000))
+    assert error_of(shared_server.ask("POST", "/score", large)) == (413, "body_too_large")
+    assert error_of(shared_server.score([[1, 2, 3]] * 1001)) == (413, "too_many_rows")
+    assert error_of(shared_server.ask("GET", "/", X_Large="x" * 20_000)) == (431, "header_too_large")
     many = {f"X-{i}": "1" for i in range(200)}
     with shared_server.connect() as client:
-        assert (431, "header_too_large") == error_of(client.request("GET", "/", headers=many))
-    assert (414, "target_too_long") == error_of(shared_server.ask("GET", "/" + "x" * 9_000))
+        assert error_of(client.request("GET", "/", headers=many)) == (431, "header_too_large")
+    assert error_of(shared_server.ask("GET", "/" + "x" * 9_000)) == (414, "target_too_long")
 
 
 def test_a_chunked_body(shared_server: Server) -> None:
@@ -144,9 +144,9 @@ def test_a_chunked_body(shared_server: Server) -> None:
         head = request("POST", "/score", headers={"Transfer-Encoding": "chunked", "Content-Length": ""})
         client.send(head + b'5\r\n{"dat\r\n')
         client.send(b'10\r\na": [[1, 2, 3]]}\r\n0\r\n\r\n')
-        assert {"result": [14.0]} == client.answer().json
+        assert client.answer().json == {"result": [14.0]}
         client.send(head + b"40000\r\n" + b" " * 0x40000 + b"\r\n")
-        assert (413, "body_too_large") == error_of(client.answer())
+        assert error_of(client.answer()) == (413, "body_too_large")
         assert client.is_closed()
 
 
@@ -154,11 +154,11 @@ def test_expect_100_continue(shared_server: Server) -> None:
     """A client that asks first is told to go on, or why not."""
     with shared_server.connect() as client:
         client.send(request("POST", "/score", headers={"Expect": "100-continue", "Content-Length": str(len(GOOD))}))
-        assert 100 == client.answer().status
+        assert client.answer().status == 100
         client.send(GOOD)
-        assert 200 == client.answer().status
+        assert client.answer().status == 200
         client.send(request("POST", "/score", headers={"Expect": "100-continue", "Content-Length": "1000000"}))
-        assert (413, "body_too_large") == error_of(client.answer())
+        assert error_of(client.answer()) == (413, "body_too_large")
 
 
 def test_pipelined_requests_are_answered_in_order(shared_server: Server) -> None:
@@ -180,7 +180,7 @@ def test_requests_that_come_together_get_each_its_own_answer(shared_server: Serv
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(shared_server.connect()) for _ in range(50)]
         for client in clients:  # each is taken, and its worker knows it
-            assert 200 == client.request("GET", "/health/live").status
+            assert client.request("GET", "/health/live").status == 200
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         try:
@@ -204,7 +204,7 @@ def test_one_byte_at_a_time(shared_server: Server) -> None:
     with shared_server.connect() as client:
         for byte in request("POST", "/score", GOOD):
             client.send(bytes([byte]))
-        assert {"result": [14.0]} == client.answer().json
+        assert client.answer().json == {"result": [14.0]}
 
 
 def test_a_head_in_two_pieces_with_a_large_body(shared_server: Server) -> None:
@@ -213,17 +213,17 @@ def test_a_head_in_two_pieces_with_a_large_body(shared_server: Server) -> None:
     whole = request("POST", "/score", body)
     with shared_server.connect() as client:
         client.send(whole[:40])
-        assert 200 == shared_server.ask("GET", "/").status
+        assert shared_server.ask("GET", "/").status == 200
         client.send(whole[40:])
-        assert 901 == len(client.answer().json["result"])
+        assert len(client.answer().json["result"]) == 901
 
 
 def test_head_requests_have_no_body(shared_server: Server) -> None:
     """But the length that GET would have."""
     with shared_server.connect() as client:
         answer = client.request("HEAD", "/")
-        assert (200, b"", "20") == (answer.status, answer.body, answer.headers["content-length"])
-        assert 200 == client.request("GET", "/").status
+        assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "20")
+        assert client.request("GET", "/").status == 200
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_what_is_not_http_gets_400_and_the_end(shared_server: Server, garbage: b
         client.send(garbage)
         assert client.answer().status in (400, 505)
         assert client.is_closed()
-    assert 200 == shared_server.ask("GET", "/").status
+    assert shared_server.ask("GET", "/").status == 200
 
 
 def test_an_upgrade_is_ignored(shared_server: Server) -> None:
@@ -254,14 +254,14 @@ def test_an_upgrade_is_ignored(shared_server: Server) -> None:
     upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABk"}
     chunked = {**upgrade, "Transfer-Encoding": "chunked", "Content-Length": ""}
     with shared_server.connect() as client:
-        assert 200 == client.request("GET", "/", headers=upgrade).status
-        assert {"result": [14.0]} == client.request("POST", "/score", GOOD, upgrade).json
+        assert client.request("GET", "/", headers=upgrade).status == 200
+        assert client.request("POST", "/score", GOOD, upgrade).json == {"result": [14.0]}
         client.send(request("POST", "/score", headers=chunked) + b"15\r\n" + GOOD + b"\r\n0\r\n\r\n")
         client.send(request("POST", "/score", GOOD, upgrade) * 2 + request("GET", "/", headers=upgrade))
         assert [{"result": [14.0]}] * 3 == [client.answer().json for _ in range(3)]
-        assert 200 == client.answer().status
+        assert client.answer().status == 200
         closing = {**upgrade, "Connection": "Upgrade, close"}
-        assert {"result": [14.0]} == client.request("POST", "/score", GOOD, closing).json
+        assert client.request("POST", "/score", GOOD, closing).json == {"result": [14.0]}
         assert client.is_closed()
 
 
@@ -271,9 +271,9 @@ def test_a_trailer_is_limited_like_a_head(shared_server: Server) -> None:
     with shared_server.connect() as client:
         start = request("POST", "/score", headers=chunked) + b"15\r\n" + GOOD + b"\r\n0\r\n"
         client.send(start + b"X-Small: 1\r\n\r\n")
-        assert 200 == client.answer().status
+        assert client.answer().status == 200
         client.send(start + b"X-Large: ")
-        assert (431, "header_too_large") == error_of(answer_while_sending(client, b"x" * 1000, 200))
+        assert error_of(answer_while_sending(client, b"x" * 1000, 200)) == (431, "header_too_large")
         assert client.is_closed()
 
 
@@ -282,7 +282,7 @@ def test_a_refused_request_without_length_is_not_read_on(shared_server: Server) 
     with shared_server.connect() as client:
         headers = {"Authorization": "", "Transfer-Encoding": "chunked", "Content-Length": ""}
         client.send(request("POST", "/score", headers=headers))
-        assert (401, "unauthorized") == error_of(client.answer())
+        assert error_of(client.answer()) == (401, "unauthorized")
         assert client.is_closed()
 
 
@@ -297,7 +297,7 @@ def answer_while_sending(client: Client, piece: bytes, most: int) -> Answer:
 
 def test_request_ids_and_traceparent(shared_server: Server) -> None:
     """A plain id is kept, another replaced; a valid traceparent keeps its trace and gets a span of ours."""
-    assert "job-7.2" == shared_server.ask("GET", "/", X_Request_Id="job-7.2").headers["x-request-id"]
+    assert shared_server.ask("GET", "/", X_Request_Id="job-7.2").headers["x-request-id"] == "job-7.2"
     replaced = shared_server.ask("GET", "/", X_Request_Id="a b##vso[task.complete]").headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{12}-\d+", replaced)
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -313,13 +313,13 @@ def test_the_log_has_a_line_a_request_that_outside_text_cannot_break(shared_serv
     shared_server.score([[1, 2, 3], [1, 2, 3]], X_Request_Id="logged-1", traceparent=f"00-{trace}-00f067aa0ba902b7-00")
     shared_server.ask("GET", '/##vso[task.setvariable]"\\', X_Request_Id="logged-2")
     shared_server.score([["##vso[task.complete]\n\u2028", 2, 3]], X_Request_Id="logged-3")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while len(lines := [line for line in shared_server.log() if "logged-" in line.get("request_id", "")]) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     one, two, three = sorted(lines, key=lambda line: str(line["request_id"]))
-    assert ("POST", "/score", 200, 2) == (one["method"], one["path"], one["status"], one["predictions"])
+    assert (one["method"], one["path"], one["status"], one["predictions"]) == ("POST", "/score", 200, 2)
     assert trace in one["traceparent"] and one["ms"] > 0
-    assert '/\\u0023\\u0023vso[task.setvariable]"\\' == two["path"]
-    assert ("wrong_type", "row 1, column AGE") == (three["error"]["code"], three["error"]["place"])
+    assert two["path"] == '/\\u0023\\u0023vso[task.setvariable]"\\'
+    assert (three["error"]["code"], three["error"]["place"]) == ("wrong_type", "row 1, column AGE")
     assert "##" not in shared_server.raw_log()

@@ -22,9 +22,9 @@ def test_lines_are_json_with_time_level_and_event(tmp_path: Path) -> None:
         log.event("error", "two")
         log.flush()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [("info", "one"), ("error", "two")] == [(line["level"], line["event"]) for line in lines]
-    assert ["time", "level", "event", "text", "number"] == list(lines[0])
-    assert 'a\\u000ab"c' == lines[0]["text"]
+    assert [(line["level"], line["event"]) for line in lines] == [("info", "one"), ("error", "two")]
+    assert list(lines[0]) == ["time", "level", "event", "text", "number"]
+    assert lines[0]["text"] == 'a\\u000ab"c'
 
 
 @given(st.text())

@@ -19,7 +19,7 @@ def test_either_key_is_accepted_and_nothing_else() -> None:
     """As Authorization: Bearer KEY, whatever the case of the scheme."""
     keys = Keys(PRIMARY, SECONDARY)
     wrong = [f"Bearer {PRIMARY}x", f"Basic {PRIMARY}", PRIMARY, "Bearer ", ""]
-    assert [True, True] == [keys.accept(value.encode()) for value in (f"Bearer {PRIMARY}", f"bearer {SECONDARY}")]
+    assert [keys.accept(value.encode()) for value in (f"Bearer {PRIMARY}", f"bearer {SECONDARY}")] == [True, True]
     assert [False] * 5 == [keys.accept(value.encode()) for value in wrong]
     assert not keys.accept(None)
     assert not keys.accept(b"Bearer \xff\xfe")
@@ -44,7 +44,7 @@ def test_keys_leave_the_environment_when_they_are_read() -> None:
     """A model's script cannot find them there."""
     env = {"SCORING_PRIMARY_KEY": PRIMARY, "SCORING_SECONDARY_KEY": SECONDARY, "OTHER": "1"}
     keys = take_from_env(env)
-    assert {"OTHER": "1"} == env
+    assert env == {"OTHER": "1"}
     assert keys.accept(f"Bearer {SECONDARY}".encode())
 
 
@@ -67,7 +67,7 @@ def test_a_file_without_keys_is_refused_and_not_quoted(tmp_path: Path, content: 
     path.write_text(content)
     with pytest.raises(ConfigurationError) as caught:
         read_file(str(path))
-    assert 4 == caught.value.exit_code
+    assert caught.value.exit_code == 4
     assert "short" not in str(caught.value).replace("too short", "")
 
 
@@ -86,7 +86,7 @@ def test_a_changed_file_is_noticed_and_a_wrong_one_changes_nothing(tmp_path: Pat
     path.write_text(json.dumps({"primary": SECONDARY}))
     assert ring.has_changed()
     assert ring.reload()
-    assert [False, True] == [ring.accept(f"Bearer {key}".encode()) for key in (PRIMARY, SECONDARY)]
+    assert [ring.accept(f"Bearer {key}".encode()) for key in (PRIMARY, SECONDARY)] == [False, True]
 
 
 def test_keys_are_not_shown() -> None:

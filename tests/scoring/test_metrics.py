@@ -38,16 +38,16 @@ def test_the_exposition_is_prometheus_text_summed_over_workers() -> None:
     shared.workers[0].failed("wrong_type")
     text = shared.exposition('na"me', "3", "abc").decode()
     samples = parse(text)
-    assert 3 == samples['scoring_requests_total{route="score",status="200"}']
-    assert 1 == samples['scoring_requests_total{route="score",status="400"}']
-    assert 1 == samples['scoring_errors_total{code="wrong_type"}']
-    assert 30 == samples["scoring_rows_total"]
-    assert 0 == samples['scoring_request_duration_seconds_bucket{le="0.001"}']
-    assert 3 == samples['scoring_request_duration_seconds_bucket{le="0.0025"}']
-    assert 3 == samples['scoring_request_duration_seconds_bucket{le="+Inf"}']
-    assert 3 == samples["scoring_request_duration_seconds_count"]
-    assert 3 == samples["scoring_workers_ready"]
-    assert 1 == samples['scoring_model_info{name="na\\"me",version="3",package_sha256="abc"}']
+    assert samples['scoring_requests_total{route="score",status="200"}'] == 3
+    assert samples['scoring_requests_total{route="score",status="400"}'] == 1
+    assert samples['scoring_errors_total{code="wrong_type"}'] == 1
+    assert samples["scoring_rows_total"] == 30
+    assert samples['scoring_request_duration_seconds_bucket{le="0.001"}'] == 0
+    assert samples['scoring_request_duration_seconds_bucket{le="0.0025"}'] == 3
+    assert samples['scoring_request_duration_seconds_bucket{le="+Inf"}'] == 3
+    assert samples["scoring_request_duration_seconds_count"] == 3
+    assert samples["scoring_workers_ready"] == 3
+    assert samples['scoring_model_info{name="na\\"me",version="3",package_sha256="abc"}'] == 1
 
 
 def test_a_lost_worker_leaves_its_counters_and_takes_its_gauges_along() -> None:
@@ -70,6 +70,6 @@ def test_every_status_and_code_that_is_raised_can_be_counted() -> None:
     ]
     assert set() == {code for _, code in raised} - set(CODES)
     guide = (SCORING.parent / "docs" / "scoring.md").read_text()
-    assert [] == [code for code in CODES if f"`{code}`" not in guide]
+    assert [code for code in CODES if f"`{code}`" not in guide] == []
     assert set() == {status for status, _ in raised} - set(STATUSES)
     assert len(raised) > 20

@@ -11,15 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.scoring.conftest import Serve
 from tests.support.packages import LINEAR, linear_graph, make_package, slow_graph
-from tests.support.scoring_server import KEY, OTHER_KEY, PATIENCE, SERVER, Server, refused_start, request
+from tests.support.scoring_server import KEY, OTHER_KEY, SERVER, TIMEOUT, Server, refused_start, request
 from tests.support.sources import ROOT
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -27,20 +27,13 @@ GOOD = b'{"data": [[1, 2, 3]]}'
 ONE = {"inputs": LINEAR["inputs"][:1], "outputs": LINEAR["outputs"]}
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def test_no_keys_no_service(linear: Path) -> None:
     """Exit code 4 and the next step; a short key is no key."""
     code, text = refused_start({"AZUREML_MODEL_DIR": str(linear)})
-    assert (4, True) == (code, "SCORING_AUTH=off" in text)
+    assert (code, "SCORING_AUTH=off" in text) == (4, True)
     code, text = refused_start({"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": "short-one"})
-    assert (4, False) == (code, "short-one" in text)
-    assert 4 == refused_start({"AZUREML_MODEL_DIR": ""})[0]
+    assert (code, "short-one" in text) == (4, False)
+    assert refused_start({"AZUREML_MODEL_DIR": ""})[0] == 4
 
 
 def test_a_package_with_a_wrong_hash_is_not_served(tmp_path: Path) -> None:
@@ -48,22 +41,22 @@ def test_a_package_with_a_wrong_hash_is_not_served(tmp_path: Path) -> None:
     package = make_package(tmp_path / "p", linear_graph())
     (package / "model" / "model.onnx").write_bytes(linear_graph((9.0, 9.0, 9.0)))
     code, text = refused_start({"AZUREML_MODEL_DIR": str(package), "SCORING_PRIMARY_KEY": KEY, "SCORING_WORKERS": "2"})
-    assert (8, True, False) == (code, "model/model.onnx was changed" in text, "Traceback" in text)
+    assert (code, "model/model.onnx was changed" in text, "Traceback" in text) == (8, True, False)
 
 
 def test_a_missing_library_is_said(linear: Path) -> None:
     """Exit code 4 and what to install, no traceback."""
     env = {**os.environ, "AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_PORT": "0"}
-    done = subprocess.run([sys.executable, "-S", str(SERVER)], env=env, capture_output=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, "-S", str(SERVER)], env=env, capture_output=True, timeout=TIMEOUT)
     text = (done.stdout + done.stderr).decode()
-    assert (4, True, False) == (done.returncode, "install requirements.txt" in text, "Traceback" in text)
+    assert (done.returncode, "install requirements.txt" in text, "Traceback" in text) == (4, True, False)
 
 
 def test_a_taken_port_is_said(linear: Path, serve: Serve) -> None:
     """Exit code 5."""
     taken = serve(linear).url.rpartition(":")[2]
     code, text = refused_start({"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_PORT": taken})
-    assert (5, True) == (code, "SCORING_PORT" in text)
+    assert (code, "SCORING_PORT" in text) == (5, True)
 
 
 def test_two_services_that_start_at_once_on_one_port(tmp_path: Path, serve: Serve) -> None:
@@ -78,9 +71,9 @@ def test_two_services_that_start_at_once_on_one_port(tmp_path: Path, serve: Serv
     for server in servers:
         server.wait_for("starting")
     go.touch()
-    eventually(lambda: any(server.process.poll() is not None for server in servers), "one of them gives up")
+    wait_until(lambda: any(server.process.poll() is not None for server in servers), "one of them gives up")
     (loser,) = [server for server in servers if server.process.poll() is not None]
-    assert 5 == loser.process.wait()
+    assert loser.process.wait() == 5
     assert "cannot listen here" in loser.events("start_failed")[0]["text"]
     assert "Traceback" not in loser.raw_log()
 
@@ -98,16 +91,16 @@ def run(raw):
 def test_without_keys_only_when_asked_for(linear: Path, serve: Serve) -> None:
     """And the log says so."""
     server = serve(linear, SCORING_AUTH="off")
-    assert 200 == server.ask("POST", "/score", GOOD, Authorization="").status
-    assert 1 == len(server.events("no_keys"))
+    assert server.ask("POST", "/score", GOOD, Authorization="").status == 200
+    assert len(server.events("no_keys")) == 1
 
 
 def test_on_a_unix_socket(linear: Path, serve: Serve, tmp_path: Path) -> None:
     """SCORING_SOCKET takes the place of the port."""
     path = tmp_path / "s.sock"
     server = serve(linear, SCORING_SOCKET=str(path))
-    assert {"result": [14.0]} == server.ask("POST", "/score", GOOD).json
-    assert 0 == server.terminate()
+    assert server.ask("POST", "/score", GOOD).json == {"result": [14.0]}
+    assert server.terminate() == 0
     assert not path.exists()
 
 
@@ -117,18 +110,18 @@ def test_a_socket_in_use_is_not_taken_from_its_service(linear: Path, serve: Serv
     server = serve(linear, SCORING_SOCKET=str(path))
     env = {"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_SOCKET": str(path)}
     code, text = refused_start(env)
-    assert (5, True) == (code, "SCORING_SOCKET" in text)
-    assert 200 == server.score([[1, 2, 3]]).status
+    assert (code, "SCORING_SOCKET" in text) == (5, True)
+    assert server.score([[1, 2, 3]]).status == 200
     server.kill()
     assert path.exists()
-    assert 200 == serve(linear, SCORING_SOCKET=str(path)).score([[1, 2, 3]]).status
+    assert serve(linear, SCORING_SOCKET=str(path)).score([[1, 2, 3]]).status == 200
 
 
 def test_a_path_too_long_for_a_socket_is_said(linear: Path) -> None:
     """Exit code 5, with a reason."""
     env = {"AZUREML_MODEL_DIR": str(linear), "SCORING_PRIMARY_KEY": KEY, "SCORING_SOCKET": "/tmp/" + "x" * 200}
     code, text = refused_start(env)
-    assert (5, True) == (code, "cannot listen here (AF_UNIX path too long)" in text)
+    assert (code, "cannot listen here (AF_UNIX path too long)" in text) == (5, True)
 
 
 def test_without_descriptors_the_service_waits_and_recovers(linear: Path, serve: Serve) -> None:
@@ -137,17 +130,17 @@ def test_without_descriptors_the_service_waits_and_recovers(linear: Path, serve:
     pid = server.worker_pids()[0]
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     first = server.connect()
-    assert 200 == first.request("GET", "/").status
+    assert first.request("GET", "/").status == 200
     used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), before[1]))
     late = server.connect()
     late.send(request("GET", "/"))
     server.wait_for("accept_failed")
     time.sleep(1)
-    assert 200 == first.request("GET", "/").status
+    assert first.request("GET", "/").status == 200
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-    assert 200 == late.answer().status
-    assert [0.5] == [line["again_in"] for line in server.events("accept_failed")]
+    assert late.answer().status == 200
+    assert [line["again_in"] for line in server.events("accept_failed")] == [0.5]
 
 
 def test_changed_keys_reach_every_worker(linear: Path, serve: Serve, tmp_path: Path) -> None:
@@ -156,13 +149,13 @@ def test_changed_keys_reach_every_worker(linear: Path, serve: Serve, tmp_path: P
     server = serve(linear, SCORING_KEYS_FILE=str(path), SCORING_WORKERS="2")
     keys_file(tmp_path, NEW_KEY)
     server.wait_for("keys_reloaded", 2)
-    assert ({200}, {401}, {200}) == tuple(statuses(server, key) for key in (NEW_KEY, KEY, OTHER_KEY))
+    assert tuple(statuses(server, key) for key in (NEW_KEY, KEY, OTHER_KEY)) == ({200}, {401}, {200})
     path.write_text("not json")
     server.wait_for("keys_not_reloaded", 3)
-    assert {200} == statuses(server, NEW_KEY)
+    assert statuses(server, NEW_KEY) == {200}
     keys_file(tmp_path, KEY)
     server.wait_for("keys_reloaded", 4)
-    assert ({200}, {401}) == (statuses(server, KEY), statuses(server, NEW_KEY))
+    assert (statuses(server, KEY), statuses(server, NEW_KEY)) == ({200}, {401})
     assert not any(key in server.raw_log() for key in (KEY, OTHER_KEY, NEW_KEY))
 
 
@@ -178,7 +171,7 @@ def test_sighup_makes_every_worker_read_the_keys(linear: Path, serve: Serve, tmp
     before = len(server.events("keys_reloaded"))
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("keys_reloaded", before + 2)
-    assert ({200}, {401}) == (statuses(server, NEW_KEY), statuses(server, KEY))
+    assert (statuses(server, NEW_KEY), statuses(server, KEY)) == ({200}, {401})
 
 
 def test_sighup_while_a_worker_starts_does_not_end_it(tmp_path: Path, serve: Serve) -> None:
@@ -188,13 +181,13 @@ def test_sighup_while_a_worker_starts_does_not_end_it(tmp_path: Path, serve: Ser
     server = serve(make_package(tmp_path / "p", script, LINEAR, []), wait=False, SCORING_KEYS_FILE=str(path))
     server.wait_for("starting")
     server.process.send_signal(signal.SIGHUP)
-    eventually(lambda: bool(server.worker_pids()), "a worker is started")
+    wait_until(lambda: bool(server.worker_pids()), "a worker is started")
     server.process.send_signal(signal.SIGHUP)
     (tmp_path / "go").touch()
     server.wait_until_ready()
-    assert (1, []) == (len(server.events("ready")), server.events("worker_lost"))
+    assert (len(server.events("ready")), server.events("worker_lost")) == (1, [])
     server.wait_for("keys_reloaded")
-    assert {"result": [7]} == server.score([[1, 2, 3]]).json
+    assert server.score([[1, 2, 3]]).json == {"result": [7]}
 
 
 def test_a_revoked_key_stays_revoked_when_a_worker_is_replaced(linear: Path, serve: Serve, tmp_path: Path) -> None:
@@ -207,7 +200,7 @@ def test_a_revoked_key_stays_revoked_when_a_worker_is_replaced(linear: Path, ser
     server.wait_for("keys_not_reloaded", 2)
     os.kill(server.worker_pids()[0], signal.SIGKILL)
     server.wait_for("ready", 2)
-    assert ({401}, {200}) == (statuses(server, KEY), statuses(server, NEW_KEY))
+    assert (statuses(server, KEY), statuses(server, NEW_KEY)) == ({401}, {200})
 
 
 NEW_KEY = "rotated-0123456789abcdef"  # as long as KEY
@@ -235,10 +228,11 @@ def test_numbers_are_summed_over_workers_and_outlive_them(linear: Path, serve: S
     server = serve(linear, SCORING_WORKERS="2")
     clients = [server.connect() for _ in range(6)]
     for client in clients * 5:
-        assert 200 == client.request("POST", "/score", GOOD).status
-    eventually(lambda: server.metric("scoring_rows_total") == 30, "rows that were answered are not counted")
-    assert (30, 2) == tuple(
-        server.metric(name) for name in ('scoring_requests_total{route="score"', "scoring_workers_ready")
+        assert client.request("POST", "/score", GOOD).status == 200
+    wait_until(lambda: server.metric("scoring_rows_total") == 30, "rows that were answered are not counted")
+    assert tuple(server.metric(name) for name in ('scoring_requests_total{route="score"', "scoring_workers_ready")) == (
+        30,
+        2,
     )
     for client in clients:
         client.close()
@@ -247,10 +241,10 @@ def test_numbers_are_summed_over_workers_and_outlive_them(linear: Path, serve: S
         os.kill(pid, signal.SIGKILL)
     server.wait_for("ready", 4)
     assert set(first).isdisjoint(server.worker_pids())
-    assert 200 == server.score([[1, 2, 3]]).status
+    assert server.score([[1, 2, 3]]).status == 200
     # A worker counts once it has answered, so another may be asked before.
-    eventually(lambda: server.metric("scoring_rows_total") == 31, "a row that was answered is not counted")
-    assert 2 == server.metric("scoring_worker_restarts_total")
+    wait_until(lambda: server.metric("scoring_rows_total") == 31, "a row that was answered is not counted")
+    assert server.metric("scoring_worker_restarts_total") == 2
 
 
 def test_connections_are_shared_out_evenly(linear: Path, serve: Serve) -> None:
@@ -286,12 +280,12 @@ def test_sigterm_loses_no_request(linear: Path, serve: Serve) -> None:
     threads = [threading.Thread(target=run) for _ in range(8)]
     for thread in threads:
         thread.start()
-    eventually(lambda: server.metric("scoring_rows_total") > 100, "the clients work")
-    assert 0 == server.terminate()
+    wait_until(lambda: server.metric("scoring_rows_total") > 100, "the clients work")
+    assert server.terminate() == 0
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert ["farewell"] * 8 == outcomes
-    assert 0 == sum(line["connections_cut"] for line in server.events("stopped") if "connections_cut" in line)
+    assert sum(line["connections_cut"] for line in server.events("stopped") if "connections_cut" in line) == 0
 
 
 def test_sigterm_waits_for_what_is_in_the_model_and_in_the_queue(tmp_path: Path, serve: Serve) -> None:
@@ -299,12 +293,12 @@ def test_sigterm_waits_for_what_is_in_the_model_and_in_the_queue(tmp_path: Path,
     server = serve(make_package(tmp_path / "p", SLEEPY, ONE, []))
     clients = [server.connect() for _ in range(3)]
     idle = server.connect()
-    assert 200 == idle.request("GET", "/").status
+    assert idle.request("GET", "/").status == 200
     for client in clients:
         client.send(request("POST", "/score", b'{"data": [[0.4]]}'))
-    eventually(lambda: server.metric("scoring_in_flight_requests") == 3, "all are in")
-    assert 0 == server.terminate()
-    assert [200, 200, 200] == [client.answer().status for client in clients]
+    wait_until(lambda: server.metric("scoring_in_flight_requests") == 3, "all are in")
+    assert server.terminate() == 0
+    assert [client.answer().status for client in clients] == [200, 200, 200]
     assert idle.is_closed()
 
 
@@ -314,8 +308,8 @@ def test_sigterm_ends_in_bounded_time(tmp_path: Path, serve: Serve) -> None:
     stuck, half = server.connect(), server.connect()
     stuck.send(request("POST", "/score", b'{"data": [[1000]]}'))
     half.send(request("POST", "/score", GOOD)[:-5])
-    eventually(lambda: server.metric("scoring_in_flight_requests") == 1, "it is in the model")
-    assert 0 == server.terminate()
+    wait_until(lambda: server.metric("scoring_in_flight_requests") == 1, "it is in the model")
+    assert server.terminate() == 0
 
 
 SLEEPY = """
@@ -335,15 +329,15 @@ def test_the_queue_is_limited_in_length_and_time(tmp_path: Path, serve: Serve) -
     server = serve(package, SCORING_QUEUE_TIMEOUT="0.3", SCORING_MAX_QUEUE="2")
     busy, *others = [server.connect() for _ in range(5)]
     busy.send(request("POST", "/score", b'{"data": [[2]]}'))
-    eventually(lambda: server.metric("scoring_in_flight_requests") == 1, "the first is in the model")
+    wait_until(lambda: server.metric("scoring_in_flight_requests") == 1, "the first is in the model")
     for client in others:
         client.send(request("POST", "/score", b'{"data": [[0]]}'))
     answers = [client.answer() for client in others]
     codes = sorted(answer.json["error"]["code"] for answer in answers)
-    assert ["queue_full", "queue_full", "queue_timeout", "queue_timeout"] == codes
-    assert {(503, "1")} == {(answer.status, answer.headers["retry-after"]) for answer in answers}
-    assert 200 == server.ask("GET", "/health/ready").status
-    assert 200 == busy.answer().status
+    assert codes == ["queue_full", "queue_full", "queue_timeout", "queue_timeout"]
+    assert {(answer.status, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
+    assert server.ask("GET", "/health/ready").status == 200
+    assert busy.answer().status == 200
 
 
 def test_an_onnx_model_that_takes_too_long_is_stopped(tmp_path: Path, serve: Serve) -> None:
@@ -353,10 +347,10 @@ def test_an_onnx_model_that_takes_too_long_is_stopped(tmp_path: Path, serve: Ser
     server = serve(package, SCORING_TIMEOUT="1")
     pids = server.worker_pids()
     answer = server.score([[1e6]])
-    assert (503, "model_timeout", "1") == (answer.status, answer.json["error"]["code"], answer.headers["retry-after"])
-    assert {"result": [1.0]} == server.score([[1.0]]).json
+    assert (answer.status, answer.json["error"]["code"], answer.headers["retry-after"]) == (503, "model_timeout", "1")
+    assert server.score([[1.0]]).json == {"result": [1.0]}
     assert pids == server.worker_pids()
-    assert [] == [line for line in server.raw_log().splitlines() if not line.startswith("{")]
+    assert [line for line in server.raw_log().splitlines() if not line.startswith("{")] == []
 
 
 ONE_X = {"inputs": [{"name": "X", "type": "double"}], "outputs": LINEAR["outputs"]}
@@ -366,11 +360,11 @@ def test_a_script_that_never_returns_costs_its_worker_not_the_service(tmp_path: 
     """503 in time; the worker, which Python cannot free, is replaced."""
     server = serve(make_package(tmp_path / "p", SLEEPY, ONE, []), SCORING_TIMEOUT="0.5", SCORING_DRAIN_TIMEOUT="1")
     answer = server.score([[1000]])
-    assert (503, "model_timeout") == (answer.status, answer.json["error"]["code"])
+    assert (answer.status, answer.json["error"]["code"]) == (503, "model_timeout")
     lost = server.wait_for("worker_lost")
-    assert 70 == lost[0]["exit_code"]
+    assert lost[0]["exit_code"] == 70
     server.wait_for("ready", 2)
-    assert {"result": [0.0]} == server.score([[0]]).json
+    assert server.score([[0]]).json == {"result": [0.0]}
 
 
 def test_a_stuck_worker_takes_no_connection_from_the_others(tmp_path: Path, serve: Serve) -> None:
@@ -378,8 +372,8 @@ def test_a_stuck_worker_takes_no_connection_from_the_others(tmp_path: Path, serv
     settings = {"SCORING_WORKERS": "2", "SCORING_DRAIN_IDLE": "30", "SCORING_DRAIN_TIMEOUT": "30"}
     server = serve(make_package(tmp_path / "p", SLEEPY, ONE, []), SCORING_TIMEOUT="0.5", **settings)
     kept = [server.connect() for _ in range(4)]  # the stuck worker stays for as long as it has connections
-    assert {200} == {client.request("GET", "/").status for client in kept}
-    assert 503 == kept[0].request("POST", "/score", b'{"data": [[1000]]}').status
+    assert {client.request("GET", "/").status for client in kept} == {200}
+    assert kept[0].request("POST", "/score", b'{"data": [[1000]]}').status == 503
     stuck = server.wait_for("draining")[0]["worker"]
     (other,) = set(server.worker_pids()) - {stuck}
     os.kill(other, signal.SIGSTOP)  # nobody accepts: what can connect now waits in the socket's queue
@@ -387,7 +381,7 @@ def test_a_stuck_worker_takes_no_connection_from_the_others(tmp_path: Path, serv
         clients = [server.connect(timeout=10) for _ in range(8)]
     finally:
         os.kill(other, signal.SIGCONT)
-    assert {200} == {client.request("GET", "/").status for client in clients}
+    assert {client.request("GET", "/").status for client in clients} == {200}
 
 
 def test_slow_clients_are_ended_and_hinder_nobody(linear: Path, serve: Serve) -> None:
@@ -398,10 +392,10 @@ def test_slow_clients_are_ended_and_hinder_nobody(linear: Path, serve: Serve) ->
     half_head.send(whole[:30])
     half_body.send(whole[:-3])
     for _ in range(20):
-        assert 200 == server.ask("POST", "/score", GOOD).status
+        assert server.ask("POST", "/score", GOOD).status == 200
     for client in (half_head, half_body):
         answer = client.answer()
-        assert (408, "request_timeout") == (answer.status, answer.json["error"]["code"])
+        assert (answer.status, answer.json["error"]["code"]) == (408, "request_timeout")
         assert client.is_closed()
     assert idle.is_closed()
 
@@ -419,7 +413,7 @@ def test_a_client_that_takes_no_answers_is_cut_off_without_growth(linear: Path, 
     else:
         pytest.fail("100,000 answers were piled up for it")
     assert memory_of(server) < 300
-    assert 200 == server.ask("GET", "/").status
+    assert server.ask("GET", "/").status == 200
 
 
 def memory_of(server: Server) -> float:
@@ -445,11 +439,11 @@ def test_a_supervisor_that_dies_while_its_worker_loads_leaves_none_behind(tmp_pa
     package = make_package(tmp_path / "slow", "import time\ndef init(): time.sleep(1)\ndef run(raw): return [1]\n")
     server = serve(package, wait=False)
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    eventually(lambda: bool(children.read_text().split()), "a worker")
+    wait_until(lambda: bool(children.read_text().split()), "a worker")
     (worker,) = children.read_text().split()
     server.process.kill()
     server.process.wait()
-    eventually(lambda: not Path(f"/proc/{worker}").exists(), "the end of the worker")
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the end of the worker")
 
 
 def test_too_many_connections(linear: Path, serve: Serve) -> None:
@@ -510,7 +504,7 @@ def test_a_script_that_breaks_on_a_request(tmp_path: Path, serve: Serve, name: s
     pids = server.worker_pids()
     for _ in range(3):
         answer = server.score([[1, 2, 3]])
-        assert (500, "model_failed") == (answer.status, answer.json["error"]["code"])
+        assert (answer.status, answer.json["error"]["code"]) == (500, "model_failed")
     assert answer.json["error"]["request_id"] in {line["request_id"] for line in server.wait_for("model_failed", 3)}
     assert pids == server.worker_pids()
     assert "##vso" not in server.raw_log() and "second line" not in json.dumps(answer.json)
@@ -531,7 +525,7 @@ def test_a_script_that_cannot_start(tmp_path: Path, name: str) -> None:
     """Exit code 8 and a next step, no traceback."""
     package = make_package(tmp_path / "p", UNUSABLE[name], LINEAR, [])
     code, text = refused_start({"AZUREML_MODEL_DIR": str(package), "SCORING_PRIMARY_KEY": KEY})
-    assert (8, True, False) == (code, "the script does not start" in text, "Traceback" in text)
+    assert (code, "the script does not start" in text, "Traceback" in text) == (8, True, False)
 
 
 def test_what_a_script_prints_is_logged_and_keys_are_hidden_from_it(tmp_path: Path, serve: Serve) -> None:
@@ -545,6 +539,6 @@ def run(raw):
     return [0, 0]
 """
     server = serve(make_package(tmp_path / "p", script, LINEAR, []))
-    assert {"result": [0, 0]} == server.score([[1, 2, 3]] * 2).json
+    assert server.score([[1, 2, 3]] * 2).json == {"result": [0, 0]}
     texts = [line["text"] for line in server.wait_for("output", 2)]
-    assert ["\\u0023\\u0023vso[task.complete] []", "scored"] == texts
+    assert texts == ["\\u0023\\u0023vso[task.complete] []", "scored"]

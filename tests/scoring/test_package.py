@@ -22,7 +22,7 @@ from tests.support.packages import LINEAR, MIXED, linear_graph, make_package, mi
 
 def test_a_sound_package_answers(linear: Path, mixed: Path) -> None:
     """One tensor of numbers, and one tensor an input of every type."""
-    assert (b'{"result":[14.0,6.0]}', 2) == load(linear, 10).score(b'{"data": [[1,2,3],[1,1,1]]}')
+    assert load(linear, 10).score(b'{"data": [[1,2,3],[1,1,1]]}') == (b'{"result":[14.0,6.0]}', 2)
     row = {"number": 1, "count": 1, "flag": False, "word": ""}
     body = json.dumps({"data": [[1.5, None, 2**62, 1, True, "x"], row]})
     expected = [1.5 + 0.5 + 2.0**62 + 1 + 1, 1 + 0.5 + 1 + 7 + 100]
@@ -33,14 +33,14 @@ def test_one_column_by_its_name_or_as_one_tensor(tmp_path: Path) -> None:
     """A model of one input may call its tensor as it likes."""
     one = {"inputs": LINEAR["inputs"][:1], "outputs": LINEAR["outputs"]}
     package = make_package(tmp_path / "p", linear_graph([2.0]), one, [])
-    assert {"result": [6.0]} == load(package, 10).answer(b'{"data": [[3]]}')
+    assert load(package, 10).answer(b'{"data": [[3]]}') == {"result": [6.0]}
 
 
 def test_several_outputs_make_a_list_a_row(tmp_path: Path) -> None:
     """With two outputs in the signature, each row has two numbers."""
     two = {"inputs": LINEAR["inputs"], "outputs": [{"name": "a", "type": "double"}, {"name": "b", "type": "double"}]}
     package = make_package(tmp_path / "p", linear_graph(), two, [])
-    assert {"result": [[14.0]]} == load(package, 10).answer(b'{"data": [[1,2,3]]}')
+    assert load(package, 10).answer(b'{"data": [[1,2,3]]}') == {"result": [[14.0]]}
 
 
 @pytest.mark.parametrize("name", ["model/model.onnx", "model/signature.json", "model/examples.json"])
@@ -51,7 +51,7 @@ def test_a_changed_file_is_refused(tmp_path: Path, name: str) -> None:
         file.write(b" ")
     with pytest.raises(PackageError, match=f"{name} was changed after packaging") as caught:
         load(package, 10)
-    assert 8 == caught.value.exit_code
+    assert caught.value.exit_code == 8
 
 
 def test_a_missing_or_added_file_is_refused(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     package = make_package(tmp_path / "p", pickle.dumps(_Trap()))
     with pytest.raises(PackageError, match="ONNX Runtime cannot load the model"):
         load(package, 10)
-    assert [] == list(tmp_path.glob("trapped"))
+    assert list(tmp_path.glob("trapped")) == []
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def run(raw):
 def test_a_script_answers_with_its_own_code(tmp_path: Path, answer: str) -> None:
     """The four forms in which scripts for Azure ML return results."""
     package = make_package(tmp_path / "p", SCRIPT.replace("{ANSWER}", answer))
-    assert {"result": [2.0, 8.0]} == load(package, 10).answer(b'{"data": [[1,2,3],{"BP":1,"BMI":1,"AGE":4}]}')
+    assert load(package, 10).answer(b'{"data": [[1,2,3],{"BP":1,"BMI":1,"AGE":4}]}') == {"result": [2.0, 8.0]}
 
 
 def test_a_script_gets_rows_in_the_order_of_the_signature_with_defaults(tmp_path: Path) -> None:
     """Whatever form the request had; NaN, which JSON has not, arrives as null."""
     package = make_package(tmp_path / "p", SCRIPT.replace("{ANSWER}", "json.loads(raw)['data']"), MIXED, [])
     scorer = load(package, 10)
-    assert {"result": [[1, 0.5, 2, 7, True, ""]]} == scorer.answer(b'{"data": [{"flag":true,"count":2,"number":1}]}')
+    assert scorer.answer(b'{"data": [{"flag":true,"count":2,"number":1}]}') == {"result": [[1, 0.5, 2, 7, True, ""]]}
     with pytest.raises(RequestError):
         scorer.answer(b'{"data": [[1]]}')
 
@@ -173,7 +173,7 @@ def test_byte_code_beside_a_script_is_not_run(tmp_path: Path, monkeypatch: pytes
     for folder in {helper.parent, package / "model"}:
         sys.path_importer_cache[str(folder)] = FileFinder(str(folder), (SourceFileLoader, SOURCE_SUFFIXES))
     try:
-        assert {"result": ["checked"]} == load(Path("p"), 10).answer(b'{"data": [[1,2,3]]}')
+        assert load(Path("p"), 10).answer(b'{"data": [[1,2,3]]}') == {"result": ["checked"]}
     finally:
         for name in ("helper", "shipped", "shipped.helper"):
             sys.modules.pop(name, None)

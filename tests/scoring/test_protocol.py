@@ -106,8 +106,8 @@ def test_the_second_of_two_heads_is_not_charged_for_what_comes_with_it(
     connection.data_received(first[:-1])
     connection.data_received(first[-1:] + large + first[:-20])
     connection.data_received(first[-20:])
-    assert [] == handler.refused
-    assert 3 == transport.written.count(b"HTTP/1.1 200")
+    assert handler.refused == []
+    assert transport.written.count(b"HTTP/1.1 200") == 3
 
 
 def test_bodies_that_have_begun_are_limited_together(
@@ -120,11 +120,11 @@ def test_bodies_that_have_begun_are_limited_together(
     connection.data_received(half)
     assert 0 < handler.held < 60_000
     other.data_received(half)
-    assert ["too_many_bodies"] == handler.refused
+    assert handler.refused == ["too_many_bodies"]
     connection.data_received(b"1" * 20_000 + b"1" * 200)
     connection.connection_lost(None)
-    assert 1 == transport.written.count(b"HTTP/1.1 200")
-    assert 0 == handler.held
+    assert transport.written.count(b"HTTP/1.1 200") == 1
+    assert handler.held == 0
 
 
 def test_a_head_that_does_not_end_is_refused(connection: Connection, handler: Handler) -> None:
@@ -132,7 +132,7 @@ def test_a_head_that_does_not_end_is_refused(connection: Connection, handler: Ha
     connection.data_received(b"GET / HTTP/1.1\r\nX: ")
     for _ in range(3):
         connection.data_received(b"x" * 900)
-    assert ["header_too_large"] == handler.refused
+    assert handler.refused == ["header_too_large"]
 
 
 def test_whole_requests_that_have_come_are_answered_while_stopping(
@@ -141,10 +141,10 @@ def test_whole_requests_that_have_come_are_answered_while_stopping(
     """Pipelined ones too; only the last answer is a farewell."""
     handler.draining = True
     connection.data_received(b"".join(request("POST", "/score", body) for body in (b"1", b"2", b"3")))
-    assert [b"1", b"2", b"3"] == [part[:1] for part in transport.written.split(b"\r\n\r\n")[1:]]
-    assert 1 == transport.written.count(b"Connection: close")
+    assert [part[:1] for part in transport.written.split(b"\r\n\r\n")[1:]] == [b"1", b"2", b"3"]
+    assert transport.written.count(b"Connection: close") == 1
     assert transport.written.index(b"Connection: close") > transport.written.index(b"\r\n\r\n2")
-    assert "softly" == transport.ended
+    assert transport.ended == "softly"
 
 
 def test_requests_that_wait_for_the_model_are_answered_while_stopping(
@@ -157,8 +157,8 @@ def test_requests_that_wait_for_the_model_are_answered_while_stopping(
     for body in (b"1", b"2"):
         connection.answer(handler.later[-1], 200, b"", body)
         connection.done()
-    assert 2 == transport.written.count(b"HTTP/1.1 200")
-    assert (1, "softly") == (transport.written.count(b"Connection: close"), transport.ended)
+    assert transport.written.count(b"HTTP/1.1 200") == 2
+    assert (transport.written.count(b"Connection: close"), transport.ended) == (1, "softly")
 
 
 def test_a_slow_reader_has_time_for_the_last_answer(
@@ -168,13 +168,13 @@ def test_a_slow_reader_has_time_for_the_last_answer(
     transport.unsent = 1_000_000
     connection.data_received(request("POST", "/score", b"1", {"Connection": "close"}))
     connection.check(handler.now + LINGER + 1)
-    assert "softly" == transport.ended
+    assert transport.ended == "softly"
     transport.unsent = 0
     connection.check(handler.now + 20)
     connection.check(handler.now + 20 + LINGER - 0.1)
-    assert "softly" == transport.ended
+    assert transport.ended == "softly"
     connection.check(handler.now + 20 + LINGER)
-    assert ("cut", 0) == (transport.ended, handler.cut)
+    assert (transport.ended, handler.cut) == ("cut", 0)
 
 
 def test_an_answer_that_was_not_taken_in_is_counted(
@@ -184,7 +184,7 @@ def test_an_answer_that_was_not_taken_in_is_counted(
     transport.unsent = 1_000_000
     connection.data_received(request("POST", "/score", b"1", {"Connection": "close"}))
     connection.check(handler.now + handler.read_timeout)
-    assert ("cut", 1) == (transport.ended, handler.cut)
+    assert (transport.ended, handler.cut) == ("cut", 1)
 
 
 def test_what_was_pipelined_before_an_unreadable_request_is_answered(
@@ -195,8 +195,8 @@ def test_what_was_pipelined_before_an_unreadable_request_is_answered(
     good = request("POST", "/score", b"1")
     connection.data_received(good + good + b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n")
     answer_later(connection, handler)
-    assert 3 == transport.written.count(b"HTTP/1.1 200")
-    assert "softly" == transport.ended
+    assert transport.written.count(b"HTTP/1.1 200") == 3
+    assert transport.ended == "softly"
 
 
 def test_a_body_is_asked_for_after_the_answers_that_are_due(
@@ -206,7 +206,7 @@ def test_a_body_is_asked_for_after_the_answers_that_are_due(
     handler.is_slow = True
     whole = request("POST", "/score", b"2", {"Expect": "100-continue"})
     connection.data_received(request("POST", "/score", b"1") + whole[:-1])
-    assert b"" == transport.written
+    assert transport.written == b""
     answer_later(connection, handler)
     assert transport.written.startswith(b"HTTP/1.1 200") and transport.written.endswith(b"100 Continue\r\n\r\n")
     connection.data_received(whole[-1:])
@@ -224,7 +224,7 @@ def test_a_client_that_has_ended_its_side_and_reads_nothing_is_cut_off(
     transport.unsent = 100
     answer_later(connection, handler)
     connection.check(handler.now + handler.read_timeout + 1)
-    assert ("cut", 1) == (transport.ended, handler.cut)
+    assert (transport.ended, handler.cut) == ("cut", 1)
 
 
 def answer_later(connection: Connection, handler: Handler) -> None:

@@ -63,9 +63,9 @@ def test_a_project_with_modules_of_our_names_is_served(tmp_path: Path, serve: Se
         (installed / f"{name}.py").write_text("raise RuntimeError('an installed file shadows the project')")
     server = serve(project(tmp_path / "p"), PYTHONPATH=str(installed))
     assert {"result": [EXPECTED]} == server.score([[1, 2, 3]]).json
-    assert 400 == server.score([["x", 2, 3]]).status
-    assert "script" == server.ask("GET", "/model").json["runtime"]
-    assert 1 == server.metric("scoring_rows_total")
+    assert server.score([["x", 2, 3]]).status == 400
+    assert server.ask("GET", "/model").json["runtime"] == "script"
+    assert server.metric("scoring_rows_total") == 1
 
 
 def test_a_project_with_modules_of_our_names_is_loaded_by_path(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_only_a_missing_library_of_ours_tells_to_install_requirements() -> None:
         ImportError("numpy: wrong ELF class", name="numpy.core"),
         ImportError("unknown"),
     ]
-    assert {False} == {"install requirements.txt" in import_failure(error).next_step for error in others}
+    assert {"install requirements.txt" in import_failure(error).next_step for error in others} == {False}
     assert "metrics" in import_failure(others[0]).what
 
 
@@ -131,7 +131,7 @@ def test_a_missing_onnx_runtime_is_not_taken_for_a_bad_model(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigurationError, match="a library is missing .*onnxruntime") as caught:
         load(make_package(tmp_path / "p", linear_graph()), 10)
-    assert (4, True) == (caught.value.exit_code, "install requirements.txt" in caught.value.next_step)
+    assert (caught.value.exit_code, "install requirements.txt" in caught.value.next_step) == (4, True)
 
 
 def test_a_script_that_cannot_be_compiled_is_named(tmp_path: Path) -> None:

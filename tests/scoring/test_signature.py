@@ -36,15 +36,15 @@ def problem(body: bytes, signature: Any = LINEAR) -> tuple[int, str, str, str]:
 
 def test_rows_come_as_arrays_or_as_objects() -> None:
     """Both forms give values in the signature's order."""
-    assert [[1, 2, 3]] == read([[1, 2, 3]])
-    assert [[1, 2, 3]] == read([{"BP": 3, "AGE": 1, "BMI": 2}])
-    assert [[1, 2, 3], [4, 5, 6]] == read([[1, 2, 3], {"BP": 6, "AGE": 4, "BMI": 5}])
+    assert read([[1, 2, 3]]) == [[1, 2, 3]]
+    assert read([{"BP": 3, "AGE": 1, "BMI": 2}]) == [[1, 2, 3]]
+    assert read([[1, 2, 3], {"BP": 6, "AGE": 4, "BMI": 5}]) == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_every_type_and_the_defaults_of_optional_columns() -> None:
     """A missing or null optional value becomes its default, NaN and "" when there is none."""
-    assert [[1.5, 0.5, 2, 7, True, ""]] == read([[1.5, None, 2, None, True, None]], MIXED)
-    assert [[1.5, 0.5, 2, 7, False, "é#"]] == read([{"number": 1.5, "count": 2, "flag": False, "word": "é#"}], MIXED)
+    assert read([[1.5, None, 2, None, True, None]], MIXED) == [[1.5, 0.5, 2, 7, True, ""]]
+    assert read([{"number": 1.5, "count": 2, "flag": False, "word": "é#"}], MIXED) == [[1.5, 0.5, 2, 7, False, "é#"]]
     optional = {"inputs": [{"name": "x", "type": "double", "required": False}], "outputs": LINEAR["outputs"]}
     assert math.isnan(read([[None]], optional)[0][0])
 
@@ -108,7 +108,7 @@ def test_words_for_numbers_that_json_has_not_get_a_hint(word: str) -> None:
 )
 def test_no_json_no_number_and_no_end_are_refused(body: bytes) -> None:
     """NaN, infinity, numbers beyond double, truncated and bottomless bodies: always 400."""
-    assert 400 == problem(body)[0]
+    assert problem(body)[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_the_limits_of_each_type(column: str, value: Any, code: str) -> None:
 
 def test_whole_numbers_may_be_written_with_a_point() -> None:
     """2.0 is a whole number in JSON Schema, and here."""
-    assert [[1, 0.5, 2, 7, True, ""]] == read([[1, 0.5, 2.0, 7, True, ""]], MIXED)
+    assert read([[1, 0.5, 2.0, 7, True, ""]], MIXED) == [[1, 0.5, 2, 7, True, ""]]
 
 
 def test_too_many_rows() -> None:
     """Also when a row beyond the limit is wrong."""
-    assert 413 == problem(json.dumps({"data": [[1, 2, 3]] * 101}).encode())[0]
-    assert 413 == problem(json.dumps({"data": [[1, 2, "x"]] * 101}).encode())[0]
+    assert problem(json.dumps({"data": [[1, 2, 3]] * 101}).encode())[0] == 413
+    assert problem(json.dumps({"data": [[1, 2, "x"]] * 101}).encode())[0] == 413
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_body_of_many_small_values_is_refused_before_they_are_made(body: bytes
         one.read(body)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (413, "too_many_rows") == (caught.value.status, caught.value.code)
+    assert (caught.value.status, caught.value.code) == (413, "too_many_rows")
     assert peak < 20_000_000
 
 

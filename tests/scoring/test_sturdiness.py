@@ -112,10 +112,10 @@ def test_bad_bodies_get_4xx_and_harm_nobody(count: int, linear: Path, serve: Ser
         statuses[client.request("POST", "/score", body).status] += 1
         if number == count // 4:
             early = megabytes(pids)
-    assert {200, 400} == set(statuses)
+    assert set(statuses) == {200, 400}
     assert statuses[400] > count * 0.8
     assert pids == server.worker_pids()
-    assert {"result": [14.0]} == server.score([[1, 2, 3]]).json
+    assert server.score([[1, 2, 3]]).json == {"result": [14.0]}
     grown = megabytes(pids) - early
     assert grown < 20
     if count > 100_000:
@@ -146,7 +146,7 @@ def test_bad_http_gets_4xx_or_the_end(count: int, linear: Path, serve: Serve) ->
                 outcomes["closed"] += 1
     assert not [status for status in outcomes if status.startswith("5") and status != "505"]
     assert pids == server.worker_pids()
-    assert 200 == server.score([[1, 2, 3]]).status
+    assert server.score([[1, 2, 3]]).status == 200
     if count > 10_000:
         keep("bad HTTP", dict(outcomes))
 
@@ -164,10 +164,10 @@ def test_the_service_keeps_to_its_own_description(examples: int, mixed: Path, se
     command += ["--header", f"Authorization: Bearer {KEY}", "--max-examples", str(examples), "--checks", checks]
     command += ["--phases", "examples,coverage,fuzzing", "--seed", "1", "--generation-database", "none"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=3000)
-    assert 0 == done.returncode, done.stdout[-5000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert pids == server.worker_pids()
     counted = server.metric("scoring_requests_total")
-    assert 0 == server.metric('scoring_errors_total{code="internal"')
+    assert server.metric('scoring_errors_total{code="internal"') == 0
     if examples > 1_000:
         keep("schemathesis", {"requests": counted, "refused": server.metric("scoring_errors_total")})
 
@@ -188,7 +188,7 @@ def test_idle_and_half_sent_connections_hinder_nobody(count: int, linear: Path, 
     times = []
     for _ in range(300):
         started = time.perf_counter()
-        assert 200 == server.ask("POST", "/score", GOOD).status
+        assert server.ask("POST", "/score", GOOD).status == 200
         times.append(time.perf_counter() - started)
     grown = megabytes(server.worker_pids()) - before
     assert grown < count * 0.05 + 20
@@ -228,10 +228,10 @@ def test_stops_under_load_lose_nothing(times: int, linear: Path, serve: Serve) -
         for thread in threads:
             thread.start()
         time.sleep(0.3)
-        assert 0 == server.terminate()
+        assert server.terminate() == 0
         for thread in threads:
             thread.join()
-    assert {"200"} == set(outcomes)
+    assert set(outcomes) == {"200"}
     if times > 10:
         keep("stops under load", {"stops": times, "answered": outcomes["200"], "lost": 0})
 
@@ -284,7 +284,7 @@ def test_long_load_at_four_fifths_of_the_top_rate(seconds: int, linear: Path, se
     finally:
         done.set()
         sampler.join()
-    assert 0 == server.metric("scoring_errors_total")
+    assert server.metric("scoring_errors_total") == 0
     late = np.array(samples[slice(len(samples) // 5, None)])
     growth = float(late[-1, 1] - late[0, 1])
     assert abs(growth) < 5

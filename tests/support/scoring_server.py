@@ -20,7 +20,7 @@ SERVER = SCORING / "server.py"
 SCORE = SCORING / "score.py"
 KEY = "primary-0123456789abcdef"
 OTHER_KEY = "secondary-0123456789abcdef"
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds to wait for what should come at once: the machine may be busy."""
 
 
@@ -41,7 +41,7 @@ class Answer:
 class Client:
     """One connection."""
 
-    def __init__(self, address: tuple[str, int] | str, timeout: float = PATIENCE) -> None:
+    def __init__(self, address: tuple[str, int] | str, timeout: float = TIMEOUT) -> None:
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.socket.settimeout(timeout)
@@ -106,7 +106,7 @@ def refused_start(env: Mapping[str, str]) -> tuple[int, str]:
     """Start a server that cannot start. Return its exit code and its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SCORING_")}
     done = subprocess.run(
-        [sys.executable, str(SERVER)], env={**clean, "SCORING_PORT": "0", **env}, capture_output=True, timeout=PATIENCE
+        [sys.executable, str(SERVER)], env={**clean, "SCORING_PORT": "0", **env}, capture_output=True, timeout=TIMEOUT
     )
     return done.returncode, (done.stdout + done.stderr).decode()
 
@@ -145,7 +145,7 @@ class Server:
 
     def wait_for(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until ``event`` is in the log ``count`` times."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while len(found := self.events(event)) < count:
             assert time.monotonic() < deadline, f"no {event} in\n{self.raw_log()}"
             assert self.process.poll() is None or len(self.events(event)) >= count, self.raw_log()
@@ -171,7 +171,7 @@ class Server:
         """Its address as a URL."""
         return f"http://{self.events('starting')[0]['address']}"
 
-    def connect(self, timeout: float = PATIENCE) -> Client:
+    def connect(self, timeout: float = TIMEOUT) -> Client:
         """A new connection."""
         return Client(self.address, timeout)
 
@@ -205,7 +205,7 @@ class Server:
     def terminate(self) -> int:
         """SIGTERM, then the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT)
 
     def kill(self) -> None:
         """End it and its workers now."""

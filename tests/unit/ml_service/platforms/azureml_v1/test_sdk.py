@@ -25,7 +25,7 @@ def test_a_lock_becomes_one_line_a_requirement() -> None:
     """Hashes and markers stay, comments and continuation lines go."""
     hashed = 'a==1 ; python_version < "3.12" \\\n    --hash=sha256:0 \\\n    --hash=sha256:1\n'
     lock = f"{hashed}    # via b\n# a comment\nb==2\n"
-    assert ['a==1 ; python_version < "3.12" --hash=sha256:0 --hash=sha256:1', "b==2"] == list(requirements(lock))
+    assert list(requirements(lock)) == ['a==1 ; python_version < "3.12" --hash=sha256:0 --hash=sha256:1', "b==2"]
 
 
 class Answered(Exception):
@@ -54,9 +54,9 @@ def test_the_status_is_found_wherever_the_sdk_hides_it(error: Exception, status:
 
 def test_only_what_may_pass_is_tried_again() -> None:
     """Too many requests, Azure's own faults, no answer; never a refusal."""
-    assert [True, True, True, False, False] == [
+    assert [
         is_transient(error) for error in (Answered(429), Answered(500), ConnectionError(), Answered(403), KeyError("x"))
-    ]
+    ] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_each_failure_says_what_and_what_next(error: Exception, what: str) -> No
     """The resource is named by the caller."""
     translated = translate(error, "workspace w")
     assert translated.what.startswith(what)
-    assert ("workspace w", True) == (translated.where, bool(translated.next_step))
+    assert (translated.where, bool(translated.next_step)) == ("workspace w", True)
 
 
 class Untold(Answered):
@@ -89,16 +89,16 @@ def test_an_exception_that_cannot_be_shown_keeps_its_meaning() -> None:
     """Its own fault must not hide the answer of Azure's: a 503 is asked for again, a 404 is missing."""
     error = Untold(503)
     error.message = "the store is down"  # type: ignore[attr-defined]
-    assert (True, "the store is down") == (is_transient(error), first_line(error))
-    assert "Untold" == first_line(Untold(503))
-    assert [True, False] == [is_missing(Untold(404)), is_missing(Answered(503, "upstream not found"))]
+    assert (is_transient(error), first_line(error)) == (True, "the store is down")
+    assert first_line(Untold(503)) == "Untold"
+    assert [is_missing(Untold(404)), is_missing(Answered(503, "upstream not found"))] == [True, False]
     assert translate(error, "run r").what.startswith("Azure has a fault of its own")
 
 
 def test_of_a_long_answer_one_sanitized_line_is_shown() -> None:
     """The SDK's own layout around the message is left out."""
     error = Exception("WebserviceException:\n\tMessage: ##vso[task.complete]gone\n\tInnerException None\n")
-    assert "# #vso[task.complete]gone" == first_line(error)
+    assert first_line(error) == "# #vso[task.complete]gone"
 
 
 class Credential:
@@ -124,8 +124,8 @@ def test_each_audience_has_its_own_token() -> None:
     """One for ARM is refused elsewhere."""
     credential = Credential(3600)
     token = cached_tokens(credential)
-    assert ["token-1", "token-2"] == [token("ARM"), token("https://storage.azure.com")]
-    assert ["https://management.azure.com/.default", "https://storage.azure.com/.default"] == credential.asked
+    assert [token("ARM"), token("https://storage.azure.com")] == ["token-1", "token-2"]
+    assert credential.asked == ["https://management.azure.com/.default", "https://storage.azure.com/.default"]
 
 
 def test_only_the_thread_that_calls_the_sdk_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_only_the_thread_that_calls_the_sdk_is_quiet(capsys: pytest.CaptureFixtu
         thread.join()
     print("ours")
     assert original is sys.stdout
-    assert "ours\n" == capsys.readouterr().out
+    assert capsys.readouterr().out == "ours\n"
 
 
 def test_what_the_sdk_prints_in_threads_of_its_own_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,10 +166,10 @@ def test_what_the_sdk_prints_in_threads_of_its_own_is_dropped(capsys: pytest.Cap
         again.set()
         done.wait(10)
     print("ours")
-    assert "ours\n" == capsys.readouterr().out
+    assert capsys.readouterr().out == "ours\n"
 
 
 def test_a_signed_address_is_not_shown() -> None:
     """Whoever reads the signature may read the file."""
     error = ConnectionError("Max retries exceeded with url: /azureml/m.onnx?sv=2019&sig=aB%2F3=&se=2030 (refused)")
-    assert "Max retries exceeded with url: /azureml/m.onnx?… (refused)" == first_line(error)
+    assert first_line(error) == "Max retries exceeded with url: /azureml/m.onnx?… (refused)"

@@ -48,6 +48,7 @@ def test_an_unexpected_error_is_reported_like_the_rest(
 
 def test_only_the_word_for_no_value_is_empty() -> None:
     """An address may contain that word."""
-    assert ["", "https://dev.azure.com/nonesuch/p"] == [
-        or_empty(value) for value in ("none", "https://dev.azure.com/nonesuch/p")
+    assert [or_empty(value) for value in ("none", "https://dev.azure.com/nonesuch/p")] == [
+        "",
+        "https://dev.azure.com/nonesuch/p",
     ]
