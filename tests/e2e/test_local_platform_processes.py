@@ -126,7 +126,13 @@ def tracking_server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> 
                 *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
                 *("--workers", "1", "--artifacts-destination", (place / "artifacts").as_uri()),
             ],
-            env={**os.environ, "MLFLOW_BACKEND_STORE_URI": postgres, "MLFLOW_TRACKING_URI": ""},
+            # Its job runners would start seven more processes, and nothing here submits a job.
+            env={
+                **os.environ,
+                "MLFLOW_BACKEND_STORE_URI": postgres,
+                "MLFLOW_TRACKING_URI": "",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             cwd=place,
             stdout=log,
             stderr=subprocess.STDOUT,
