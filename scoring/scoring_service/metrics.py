@@ -29,6 +29,7 @@ CODES = (
     "method_not_allowed",
     "unsupported_media_type",
     "body_too_large",
+    "unexpected_body",
     "header_too_large",
     "target_too_long",
     "bad_request",
