@@ -79,29 +79,44 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
     made.inv("undeploy", "--target", "local")
 
 
-def test_a_model_goes_from_the_commit_to_an_answer(laptop: Laptop) -> None:
-    """The first model of its name registers, is packaged, deployed, and answers its own examples."""
+@pytest.fixture(scope="module")
+def first(laptop: Laptop) -> str:
+    """The first model is registered, packaged and deployed; returns what training printed."""
     laptop.inv("validate-data")
-    assert "Model diabetes_regression:1 was registered for this run." in laptop.build("first", 0.1)
+    printed = laptop.build("first", 0.1)
     laptop.inv("package-artifact", BUILD_BUILDID="first")
     laptop.inv("deploy", "--target", "local")
+    return printed
+
+
+@pytest.fixture(scope="module")
+def second(laptop: Laptop, first: str) -> str:
+    """A better model took over; returns what training printed."""
+    printed = laptop.build("second", 0.4)
+    laptop.inv("package-artifact", BUILD_BUILDID="second")
+    laptop.inv("deploy", "--target", "local")
+    return printed
+
+
+def test_a_model_goes_from_the_commit_to_an_answer(laptop: Laptop, first: str) -> None:
+    """The first model of its name registers, is packaged, deployed, and answers its own examples."""
+    assert "Model diabetes_regression:1 was registered for this run." in first
     assert "diabetes_regression:1 answers" in laptop.inv("smoke", "--target", "local")
     model = json.loads((laptop.root / "artifact" / "model.json").read_text())
     assert (model["tags"]["build_id"], model["metrics"]["mse"]) == ("first", pytest.approx(3372.6, abs=0.1))
 
 
-def test_a_better_model_takes_over_and_a_worse_one_does_not(laptop: Laptop) -> None:
+def test_a_better_model_takes_over_and_a_worse_one_does_not(laptop: Laptop, second: str) -> None:
     """alpha 0.4 after 0.1 registers; 0.3 after 0.4 does not, and that is no failure; each build hands over its own."""
-    assert "diabetes_regression:2 was registered" in laptop.build("second", 0.4)
+    assert "diabetes_regression:2 was registered" in second
     assert NOT_REGISTERED in laptop.build("third", 0.3).splitlines()
     laptop.inv("check-model", "--fail-if-none", BUILD_BUILDID="third", code=7)
     laptop.inv("package-artifact", BUILD_BUILDID="third", code=7)
-    laptop.inv("package-artifact", BUILD_BUILDID="second")
-    laptop.inv("deploy", "--target", "local")
     assert laptop.status()["model"] == {"name": "diabetes_regression", "version": "2"}
     assert laptop.status()["previous"] == {"name": "diabetes_regression", "version": "1"}
 
 
+@pytest.mark.usefixtures("second")
 def test_the_service_answers_what_the_readme_says(laptop: Laptop) -> None:
     """The command as it stands there, key and all, and its answer for the parameters of this repository."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,6 +130,7 @@ def test_the_service_answers_what_the_readme_says(laptop: Laptop) -> None:
     assert json.loads(laptop.shell(command))["result"] == pytest.approx(json.loads(answer)["result"], rel=1e-9)
 
 
+@pytest.mark.usefixtures("second")
 def test_there_is_a_way_back(laptop: Laptop) -> None:
     """A rollback brings the version before back, and it answers."""
     laptop.inv("rollback", "--target", "local")
@@ -122,6 +138,7 @@ def test_there_is_a_way_back(laptop: Laptop) -> None:
     laptop.inv("smoke", "--target", "local")
 
 
+@pytest.mark.usefixtures("second")
 def test_a_fix_to_scoring_ships_with_the_champion(laptop: Laptop) -> None:
     """redeploy packages the champion with the scoring code as it is now; no better model is needed."""
     before = laptop.status()["package_sha256"]
@@ -134,6 +151,7 @@ def test_a_fix_to_scoring_ships_with_the_champion(laptop: Laptop) -> None:
     assert (Path(after["package"]) / "scoring" / "score.py").read_text().endswith("# fixed\n")
 
 
+@pytest.mark.usefixtures("second")
 def test_a_package_that_was_touched_is_refused(laptop: Laptop) -> None:
     """One byte changed after packaging: exit code 8, the file is named, and what serves stays."""
     before = laptop.status()
@@ -143,6 +161,7 @@ def test_a_package_that_was_touched_is_refused(laptop: Laptop) -> None:
     assert laptop.status() == before
 
 
+@pytest.mark.usefixtures("second")
 def test_a_withdrawn_model_is_never_deployed_again(laptop: Laptop) -> None:
     """The alias falls back, and neither packaging nor an artifact made before can bring it back."""
     laptop.inv("package-artifact", "--model", "diabetes_regression:2")
@@ -153,6 +172,7 @@ def test_a_withdrawn_model_is_never_deployed_again(laptop: Laptop) -> None:
     assert laptop.status()["model"] == {"name": "diabetes_regression", "version": "1"}
 
 
+@pytest.mark.usefixtures("second")
 def test_a_stranger_gets_no_answer(laptop: Laptop) -> None:
     """Without a key the endpoint refuses; what is wrong with a request is said with its place."""
     row = [0.0, 0.0, "x", 0, 0, 0, 0, 0, 0, 0]
